@@ -1,0 +1,1 @@
+"""The book: what we intended, what the clouds confirmed, what it cost."""

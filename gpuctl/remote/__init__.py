@@ -1,0 +1,1 @@
+"""Reaching a machine: connections, commands, files."""

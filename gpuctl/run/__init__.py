@@ -1,0 +1,1 @@
+"""The run controller, a file a phase: prepare, launch, follow, recover, finish."""

@@ -1,0 +1,1 @@
+"""Where checkpoints and outputs live: a folder or an S3 bucket."""
