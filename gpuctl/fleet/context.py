@@ -1,0 +1,65 @@
+"""What every phase of a machine's life needs at hand."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from gpuctl.errors import UsageError
+from gpuctl.home import Home
+from gpuctl.ledger import Ledger
+from providers.base import Clock, Provider, ProviderError
+from providers.registry import UnknownProvider, create_provider, names
+
+Say = Callable[[str], None]
+"""Takes one line for a person. The rooms below `cli` never print."""
+
+
+def silent(_line: str) -> None:
+    """Say nothing."""
+
+
+@dataclass(slots=True)
+class Fleet:
+    """One home, its ledger, and the providers as its settings name them."""
+
+    home: Home
+    ledger: Ledger
+    clock: Clock
+    environ: Mapping[str, str]
+    say: Say = silent
+    _providers: dict[str, Provider] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def provider(self, name: str) -> Provider:
+        """Return a provider by name, made on first use.
+
+        Raises:
+            UsageError: there is no such provider, or its settings are malformed.
+        """
+        with self._lock:
+            if name not in self._providers:
+                try:
+                    self._providers[name] = create_provider(
+                        name, self.environ, home=self.home.path, clock=self.clock
+                    )
+                except (UnknownProvider, ProviderError) as error:
+                    raise UsageError(str(error)) from error
+            return self._providers[name]
+
+    def use(self, provider: Provider) -> None:
+        """Put a provider in under its own name (tests, and third parties' code)."""
+        with self._lock:
+            self._providers[provider.name] = provider
+
+    def asked_providers(self) -> list[str]:
+        """Name the providers that audit and reap must ask.
+
+        Every one that the ledger has ever used, and every one with credentials.
+        """
+        asked = set(self.ledger.providers_used())
+        for name in names():
+            if self.provider(name).configured():
+                asked.add(name)
+        return sorted(asked)

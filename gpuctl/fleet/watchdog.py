@@ -1,0 +1,281 @@
+"""The one process per home that outlives a killed gpuctl.
+
+It is started before the first create, holds a lock for as long as it lives, ends machines whose
+lease has run out, settles creates that nobody heard back from, finishes teardowns that a dead
+process began, and ends itself when nothing is left to guard.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum
+from pathlib import Path
+from typing import IO
+
+from gpuctl.errors import GpuctlError
+from gpuctl.fleet.acquire import settle
+from gpuctl.fleet.context import Fleet
+from gpuctl.fleet.keeper import Keeper, alive, keeper_from, this_process
+from gpuctl.fleet.presence import look
+from gpuctl.fleet.release import release
+from gpuctl.home import Home, open_home
+from gpuctl.ledger import Ledger, MachineRow
+from providers.base import Clock, ProviderError, SystemClock
+
+SYNC_GRACE_SECONDS = 60.0
+"""How long after its lease a machine that was ready may still sync before it is destroyed."""
+
+_TICK_SECONDS = 1.0
+_IDLE_TICKS = 3  # rounds without an open row before it ends
+_LOOK_EVERY_SECONDS = 5.0
+_RETRY_CAP_SECONDS = 300.0
+_START_DEADLINE_SECONDS = 15.0
+
+
+class Duty(Enum):
+    """What the watchdog owes one machine now."""
+
+    NOTHING = "nothing"
+    SETTLE = "settle"  # its create was never answered
+    RELEASE = "release"
+    LOOK = "look"  # whether it ended by itself
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A duty and the reason that goes into the ledger."""
+
+    duty: Duty
+    why: str = ""
+
+
+def judge(row: MachineRow, now: datetime, keeper_lives: bool | None) -> Judgement:
+    """Decide what to do about one open row. Pure.
+
+    Args:
+        keeper_lives: whether its keeper lives (the watchdog itself counts); None when that
+            cannot be known here.
+    """
+    abandoned = keeper_lives is False
+    if abandoned and row.destroy_asked_at is not None:
+        return Judgement(Duty.RELEASE, "its teardown was cut short")
+    if abandoned and row.provider_id is None:
+        return Judgement(Duty.SETTLE, "its create was cut short")
+    if now >= row.hard_end:
+        return Judgement(Duty.RELEASE, "past its hard end")
+    if now >= _last_moment(row):
+        return Judgement(Duty.RELEASE, "its lease has run out")
+    if abandoned or row.detached or now >= row.lease_until:
+        return Judgement(Duty.LOOK)
+    return Judgement(Duty.NOTHING)
+
+
+def _last_moment(row: MachineRow) -> datetime:
+    if row.detached:
+        # The machine carries a detached run on by itself, to its caps.
+        return row.hard_end
+    grace = SYNC_GRACE_SECONDS if row.ready_at is not None else 0.0
+    return row.lease_until + timedelta(seconds=grace)
+
+
+class Watchdog:
+    """The loop, apart from the process that it runs in."""
+
+    def __init__(self, fleet: Fleet, keeper: Keeper) -> None:
+        self.fleet = fleet
+        self.keeper = keeper
+        self._not_before: dict[str, float] = {}
+        self._failures: dict[str, int] = {}
+
+    def round(self) -> int:
+        """Go once over every open row; return how many are left."""
+        rows = self.fleet.ledger.machines(open_only=True)
+        for row in rows:
+            try:
+                self._attend(row)
+            except GpuctlError as error:
+                self._later(row, error.message)
+            except ProviderError as error:
+                self._later(row, str(error))
+        return len(self.fleet.ledger.machines(open_only=True))
+
+    def _attend(self, row: MachineRow) -> None:
+        if self.fleet.clock.monotonic() < self._not_before.get(row.name, 0):
+            return
+        row = self._take_over(row)
+        judgement = judge(row, self.fleet.clock.now(), self._lives(row))
+        if judgement.duty is Duty.SETTLE:
+            found = settle(self.fleet, row)
+            self.fleet.say(f"{row.name}: {'adopted' if found else 'was never created'}")
+        elif judgement.duty is Duty.RELEASE:
+            self._release(row, judgement.why)
+        elif judgement.duty is Duty.LOOK:
+            self._look(row)
+        self._failures.pop(row.name, None)
+
+    def _take_over(self, row: MachineRow) -> MachineRow:
+        """Become the keeper of what an earlier watchdog kept."""
+        keeper = keeper_from(row.keeper)
+        if keeper is None or keeper.role != "watchdog" or keeper == self.keeper:
+            return row
+        if alive(keeper) is not False:
+            return row
+        self.fleet.ledger.record(
+            "kept", machine=row.name, keeper=self.keeper.facts(), detached=row.detached
+        )
+        return self.fleet.ledger.machine(row.name) or row
+
+    def _lives(self, row: MachineRow) -> bool | None:
+        keeper = keeper_from(row.keeper)
+        return False if keeper is None else alive(keeper)
+
+    def _look(self, row: MachineRow) -> None:
+        provider = self.fleet.provider(row.provider)
+        sighting = look(provider, row.name, row.provider_id, self.fleet.clock)
+        if sighting.machine is None:
+            self._release(row, "it ended by itself")
+            return
+        pause = max(_LOOK_EVERY_SECONDS, provider.capabilities.poll_seconds)
+        left = (row.lease_until - self.fleet.clock.now()).total_seconds()
+        if left <= pause:
+            pause = max(provider.capabilities.poll_seconds, _TICK_SECONDS)
+        self._not_before[row.name] = self.fleet.clock.monotonic() + pause
+
+    def _release(self, row: MachineRow, why: str) -> None:
+        self.fleet.say(f"{row.name}: ending it: {why}")
+        receipt = release(self.fleet, row, why=f"watchdog: {why}")
+        self.fleet.say(f"{row.name}: gone, {receipt.cost_usd} USD ({receipt.cost_source})")
+
+    def _later(self, row: MachineRow, message: str) -> None:
+        """Try again later, never give up: backing off to minutes."""
+        failures = self._failures[row.name] = self._failures.get(row.name, 0) + 1
+        pause = min(2.0**failures, _RETRY_CAP_SECONDS)
+        self._not_before[row.name] = self.fleet.clock.monotonic() + pause
+        self.fleet.say(f"{row.name}: {message} (again in {pause:.0f} s)")
+
+
+def ensure_watchdog(home: Home, environ: Mapping[str, str]) -> Keeper:
+    """Make sure that a watchdog guards this home; return it.
+
+    Call it after an intent is in the ledger and before the create leaves: a watchdog that is
+    just ending looks at the ledger once more after it has let go of its lock.
+
+    Raises:
+        GpuctlError: it could not be started; nothing may be rented then.
+    """
+    deadline = time.monotonic() + _START_DEADLINE_SECONDS
+    child: subprocess.Popen[bytes] | None = None
+    while time.monotonic() < deadline:
+        keeper = _holder(home.watchdog_lock)
+        if keeper is not None:
+            return keeper
+        if child is None or child.poll() is not None:
+            child = _start(home, environ)
+        time.sleep(0.02)
+    raise GpuctlError(
+        "The watchdog, which ends machines when everything else fails, could not be started",
+        next=f"See {home.watchdog_log}; nothing was rented.",
+    )
+
+
+def _start(home: Home, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    with home.watchdog_log.open("ab") as log:
+        return subprocess.Popen(
+            # -P: a folder called gpuctl in the working directory must not be taken for us.
+            [sys.executable, "-P", "-m", "gpuctl.fleet.watchdog", str(home.path)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            env={**environ, "GPUCTL_HOME": str(home.path)},
+            start_new_session=True,
+        )
+
+
+def _holder(lock: Path) -> Keeper | None:
+    """Return who holds the lock, or None when nobody does."""
+    try:
+        with lock.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _named(file)
+            return None
+    except FileNotFoundError:
+        return None
+
+
+def _named(file: IO[bytes]) -> Keeper | None:
+    try:
+        return keeper_from(json.loads(file.read()))
+    except (ValueError, KeyError):
+        return None  # It has the lock and is about to write its name; look again.
+
+
+def _lock(path: Path, keeper: Keeper) -> IO[bytes] | None:
+    file = path.open("a+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    file.truncate(0)
+    file.write(json.dumps(keeper.facts()).encode())
+    file.flush()
+    return file
+
+
+def _write_line(line: str) -> None:
+    stamp = datetime.now().astimezone().isoformat(timespec="seconds")
+    sys.stdout.write(f"{stamp} {line}\n")
+    sys.stdout.flush()
+
+
+def guard_home(home: Home, clock: Clock, environ: Mapping[str, str]) -> None:
+    """Run the watchdog until nothing is left to guard."""
+    keeper = this_process("watchdog")
+    while True:
+        held = _lock(home.watchdog_lock, keeper)
+        if held is None:
+            return
+        with held, Ledger.open(home.ledger, clock=clock) as ledger:
+            fleet = Fleet(home, ledger, clock, environ, _write_line)
+            _until_idle(Watchdog(fleet, keeper), clock)
+        # The lock is free now. An intent that was written while it was still held is seen here.
+        with Ledger.open(home.ledger, clock=clock) as ledger:
+            if not ledger.machines(open_only=True):
+                return
+
+
+def _until_idle(watchdog: Watchdog, clock: Clock) -> None:
+    idle = 0
+    while idle < _IDLE_TICKS:
+        try:
+            idle = 0 if watchdog.round() else idle + 1
+        except GpuctlError as error:
+            # A locked or full ledger passes; giving up would leave machines without a guard.
+            idle = 0
+            watchdog.fleet.say(error.message)
+        clock.sleep(_TICK_SECONDS)
+
+
+def main() -> None:
+    """Be the watchdog of the home that is named on the command line."""
+    os.umask(0o077)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    environ = {**os.environ, "GPUCTL_HOME": sys.argv[1]}
+    guard_home(open_home(environ), SystemClock(), environ)
+
+
+if __name__ == "__main__":
+    main()
