@@ -35,7 +35,7 @@ class GpuctlError(Exception):
     """
 
     kind = "Failed"
-    exit_code = Exit.FAILED
+    exit_code: Exit = Exit.FAILED
 
     def __init__(
         self,

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 PREFIX = "gpuctl"
 _HEX = "0123456789abcdef"
-_NAME = re.compile(rf"^{PREFIX}-(?P<middle>[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)"
-                   r"-(?P<owner>[0-9a-f]{6})-(?P<nonce>[0-9a-f]{8})$")
+_NAME = re.compile(
+    rf"^{PREFIX}-(?P<middle>[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)"
+    r"-(?P<owner>[0-9a-f]{6})-(?P<nonce>[0-9a-f]{8})$"
+)
 _MIDDLE_MAX = 30  # Hetzner and DNS allow 63 in all; the rest of the name takes 23
 _OWNER_MAX = 6
 

@@ -258,5 +258,3 @@ def _row(fleet: Fleet, name: str) -> MachineRow:
     if row is None:
         raise GpuctlError(f"The ledger has no machine {name}", machine=name)
     return row
-
-

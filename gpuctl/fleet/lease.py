@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
+from gpuctl.errors import GpuctlError
 from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.keeper import Keeper, this_process
 from gpuctl.ledger import MachineRow
@@ -50,3 +52,43 @@ def keep(fleet: Fleet, row: MachineRow, keeper: Keeper | None = None, *, detache
     """Note who looks after a machine from now on."""
     keeper = keeper or this_process("controller")
     fleet.ledger.record("kept", machine=row.name, keeper=keeper.facts(), detached=detached)
+
+
+class Renewal:
+    """Renews one machine's lease in the background for as long as this process looks after it."""
+
+    def __init__(self, fleet: Fleet, name: str, seconds: float) -> None:
+        self._fleet = fleet
+        self._name = name
+        self._seconds = seconds
+        self._on_machine: Callable[[float], object] | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._renew_on, name=f"lease {name}", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def arm(self, on_machine: Callable[[float], object]) -> None:
+        """From now on renew the agent's own timer too."""
+        self._on_machine = on_machine
+
+    def stop(self) -> None:
+        """Renew no more; returns when a renewal that is under way has ended."""
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=30)
+
+    def _renew_on(self) -> None:
+        pause = renew_every(self._seconds)
+        while not self._over.wait(pause):
+            row = self._fleet.ledger.machine(self._name)
+            if row is None or row.closed or row.destroy_asked_at is not None:
+                return
+            try:
+                renew(self._fleet, row, self._seconds, on_machine=self._on_machine)
+                pause = renew_every(self._seconds)
+            except GpuctlError as error:
+                # The lease runs on; when it cannot be renewed in time the machine ends.
+                self._fleet.say(f"{self._name}: the lease could not be renewed: {error.message}")
+                pause = min(renew_every(self._seconds), 5.0)

@@ -133,8 +133,6 @@ def _answering(fleet: Fleet, machine: Machine, deadline: float) -> Connection:
         except RemoteError as error:
             trouble = error.message
         if fleet.clock.monotonic() >= deadline:
-            raise NotReady(
-                f"{machine.name} does not answer: {trouble}", machine=machine.name
-            )
+            raise NotReady(f"{machine.name} does not answer: {trouble}", machine=machine.name)
         fleet.clock.sleep(pause)
         pause = min(pause * 2, 5)

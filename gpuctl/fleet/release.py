@@ -149,13 +149,9 @@ def _ask_again(provider: Provider, provider_id: str | None) -> None:
         return
 
 
-def _id_by_name(
-    fleet: Fleet, provider: Provider, row: MachineRow, deadline: float
-) -> str | None:
+def _id_by_name(fleet: Fleet, provider: Provider, row: MachineRow, deadline: float) -> str | None:
     """Find the id of a machine whose create nobody heard back from; None when absent."""
-    proof = prove_absent(
-        provider, row.name, None, fleet.clock, deadline=deadline, until_seen=True
-    )
+    proof = prove_absent(provider, row.name, None, fleet.clock, deadline=deadline, until_seen=True)
     if proof.machine is not None:
         return proof.machine.provider_id
     if proof.absent:
@@ -253,4 +249,3 @@ def _note_gone(fleet: Fleet, receipt: Receipt) -> LedgerError | None:
         ended_at=receipt.confirmed_by[0].at,
         leftovers=[{"kind": one.kind, "id": one.id} for one in receipt.leftovers],
     )
-

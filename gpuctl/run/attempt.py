@@ -1,0 +1,137 @@
+"""One attempt: a machine rented, the job launched and followed, the result fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from decimal import Decimal
+
+from gpuctl.errors import GpuctlError, Interrupted, RemoteError, StoreError
+from gpuctl.fleet.acquire import DEFAULT_MAX_DURATION
+from gpuctl.fleet.keeper import Keeper
+from gpuctl.fleet.lease import Renewal
+from gpuctl.fleet.ready import NotReady
+from gpuctl.ledger import MachineRow
+from gpuctl.run.caps import Allowance, Caps, Used, allowance
+from gpuctl.run.finish import deliver_outputs, hold
+from gpuctl.run.follow import Follower, fate_of
+from gpuctl.run.launch import Unfit, launch
+from gpuctl.run.prepare import caps_of, used_by
+from gpuctl.run.recover import AttemptEnd
+from gpuctl.run.rent import Refusals, rent
+from gpuctl.run.work import Live, Work
+
+
+def new_attempt(
+    work: Work, number: int, keeper: Keeper, refused: Refusals, recoveries: int
+) -> tuple[AttemptEnd, Live | None]:
+    """Rent a machine, run the job on it and follow it to its end.
+
+    Returns how it ended and the machine while it can still be reached.
+
+    Raises:
+        NothingRentable, CapReached, NoCredentials, MayStillBill: no machine was rented.
+    """
+    before = allowance_now(work, Decimal(0))
+    if before.spent:
+        return AttemptEnd("capped", f"budget.{before.cap} is used up"), None
+    rented = rent(work, number, before, keeper, refused, recoveries)
+    row = rented.row
+    work.fleet.ledger.record("attempt_started", run=work.run_id, number=number, machine=row.name)
+    left = allowance_now(work, row.price_hour)
+    renewal = Renewal(work.fleet, row.name, work.options.lease_seconds)
+    end, live = carry(
+        work,
+        row,
+        renewal,
+        lambda: launch(work, row, rented.machine, number, renewal, left),
+    )
+    if end.unfit:
+        refused.add((rented.offer.provider, rented.offer.id))
+    if end.outcome == "capped" and left.cap is not None:
+        end = replace(end, reason=f"budget.{left.cap} is used up")
+    return end, live
+
+
+def carry(
+    work: Work, row: MachineRow, renewal: Renewal, begin: Callable[[], Live]
+) -> tuple[AttemptEnd, Live | None]:
+    """Begin (or re-join) the job on a machine and follow it; the lease is renewed meanwhile."""
+    live: Live | None = None
+    renewal.start()
+    try:
+        live = begin()
+        return Follower(work, live).follow(), live
+    except NotReady as error:
+        return AttemptEnd("lost", error.message, unfit=True), None
+    except Unfit as error:
+        return AttemptEnd("failed", error.message, unfit=True), None
+    except Interrupted:
+        return AttemptEnd("cancelled", "stopped on request"), live
+    except RemoteError as error:
+        if fate_of(work, row.name) == "interrupted":
+            return AttemptEnd("interrupted", f"{row.name} was taken away"), None
+        return AttemptEnd("lost", f"{row.name} stopped answering: {error.message}"), None
+    finally:
+        renewal.stop()
+
+
+def close_attempt(work: Work, number: int, machine: str, end: AttemptEnd) -> None:
+    """Write the end of an attempt into the ledger, with what its machine has cost."""
+    row = work.fleet.ledger.machine(machine)
+    cost = row.cost_so_far(work.fleet.clock.now()) if row else Decimal(0)
+    work.fleet.ledger.record(
+        "attempt_ended",
+        run=work.run_id,
+        number=number,
+        outcome=end.outcome,
+        exit_code=end.exit_code,
+        reason=end.reason or None,
+        cost_usd=cost,
+    )
+
+
+def fetch_result(work: Work, number: int, end: AttemptEnd, live: Live | None) -> GpuctlError | None:
+    """Fetch the outputs of an attempt whose job ended by itself or by us.
+
+    A result that cannot be fetched now is an error, not a loss: it stays in the store.
+    """
+    if end.outcome in ("interrupted", "lost") or end.unfit or live is None:
+        return None
+    try:
+        deliver_outputs(work, number, quietly=end.outcome != "completed")
+    except StoreError as error:
+        work.report.warn(error.message)
+        return error
+    return None
+
+
+def spare(work: Work, row: MachineRow, end: AttemptEnd, live: Live | None) -> bool:
+    """Hold the machine of a failed job for a look when the caller asked for that."""
+    if end.outcome != "failed" or end.unfit or live is None:
+        return False
+    if work.options.keep_failed_seconds <= 0:
+        return False
+    hold(work, live, row, work.options.keep_failed_seconds)
+    return True
+
+
+def allowance_now(work: Work, price_hour: Decimal) -> Allowance:
+    """Return what the run's caps leave for a machine at this price, at most a day."""
+    now = work.fleet.clock.now()
+    run = work.row()
+    caps = caps_of(work.spec, run.created_at)
+    used = Used(_cost(work.fleet.ledger.machines(run=work.run_id), now), used_by(run, now))
+    return _within_a_day(allowance(caps, used, price_hour, now), caps)
+
+
+def _within_a_day(left: Allowance, caps: Caps) -> Allowance:
+    day = DEFAULT_MAX_DURATION.total_seconds()
+    if left.seconds is not None and (left.seconds <= day or caps.max_duration is not None):
+        return left
+    return Allowance(day, "max_duration (24 h unless set)")
+
+
+def _cost(rows: Sequence[MachineRow], now: datetime) -> Decimal:
+    return sum((row.cost_so_far(now) for row in rows), Decimal(0))

@@ -1,0 +1,235 @@
+"""Watching a job to its end: output, checkpoints, caps, requests to stop, a machine that vanishes."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from dataclasses import dataclass
+from typing import Literal
+
+from gpuctl.agent.client import Beat, JobState, LogLine, StateUpdate, printable
+from gpuctl.errors import GpuctlError, RemoteError, StoreError
+from gpuctl.run.journal import Entry
+from gpuctl.run.launch import SYNC_GRACE_SECONDS, TERM_GRACE_SECONDS
+from gpuctl.run.recover import AttemptEnd
+from gpuctl.run.work import Live, Work
+from providers.base import NotFound, ProviderError, State
+
+Fate = Literal["alive", "interrupted", "gone", "unknown"]
+
+_TICK_SECONDS = 0.5
+_SILENCE_SECONDS = 30.0  # the agent beats every 2 s
+_LOST_AFTER_SECONDS = (
+    120.0  # how long a machine may stay out of reach while its cloud calls it ready
+)
+_RECONNECT_FIRST_SECONDS = 0.2
+_RECONNECT_MOST_SECONDS = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Broken:
+    """The stream from the machine ended; ``error`` says why when it was not in order."""
+
+    error: RemoteError | None
+
+
+_Piece = StateUpdate | LogLine | Beat | _Broken
+
+
+class Follower:
+    """Follows one attempt's job."""
+
+    def __init__(self, work: Work, live: Live) -> None:
+        self._work = work
+        self._live = live
+        self._pieces: queue.Queue[_Piece] = queue.Queue(maxsize=1000)
+        self._state: JobState | None = None
+        self._told_to_stop = False
+        self._shipped: set[int] = {
+            c.seq for c in work.row().checkpoints if c.attempt == live.number
+        }
+        self._said: set[str] = set()
+        self._offset = work.journal.next_offset(live.number)
+        self._out_of_reach_since: float | None = None
+        self._reconnect_pause = _RECONNECT_FIRST_SECONDS
+
+    def follow(self) -> AttemptEnd:
+        """Return how the attempt ended. The machine is still there then, or is not."""
+        self._listen()
+        heard = self._now()
+        while True:
+            self._pass_on_stop()
+            piece = self._next()
+            if piece is None:
+                if self._now() - heard > _SILENCE_SECONDS:
+                    self._live.agent.close_watch()  # ends the stream; the reader reports it
+                    heard = self._now()
+                continue
+            heard = self._now()
+            if isinstance(piece, _Broken):
+                end = self._stream_ended(piece)
+                if end is not None:
+                    return end
+            else:
+                self._take(piece)
+
+    def _now(self) -> float:
+        return self._work.fleet.clock.monotonic()
+
+    def _next(self) -> _Piece | None:
+        try:
+            return self._pieces.get(timeout=_TICK_SECONDS)
+        except queue.Empty:
+            return None
+
+    def _listen(self) -> None:
+        threading.Thread(target=self._read, name="watch", daemon=True).start()
+
+    def _read(self) -> None:
+        error: RemoteError | None = None
+        try:
+            for piece in self._live.agent.watch(self._offset):
+                self._pieces.put(piece)
+        except RemoteError as broken:
+            error = broken
+        self._pieces.put(_Broken(error))
+
+    def _take(self, piece: StateUpdate | LogLine | Beat) -> None:
+        self._out_of_reach_since = None
+        self._reconnect_pause = _RECONNECT_FIRST_SECONDS
+        if isinstance(piece, LogLine):
+            self._log(piece)
+        elif isinstance(piece, StateUpdate) and piece.job is not None:
+            self._note(piece.job)
+
+    def _log(self, line: LogLine) -> None:
+        self._offset = line.next
+        entry = Entry(self._live.number, line.next, line.at, line.stream, line.data)
+        try:
+            self._work.journal.append(entry)
+        except OSError as error:
+            self._warn_once(f"the local copy of the log cannot be written: {error.strerror}")
+        self._work.report.output(line.stream, printable(line.data))
+
+    def _note(self, job: JobState) -> None:
+        before = self._state.phase if self._state else None
+        self._state = job
+        if job.phase == "running" and before != "running":
+            self._work.fleet.ledger.record("run_state", run=self._work.run_id, state="running")
+            self._work.report.step("the job runs")
+        if job.notice is not None and "notice" not in self._said:
+            self._said.add("notice")
+            self._work.report.warn(
+                f"{self._live.machine}: the machine will be taken away; the job is saving its work"
+            )
+        for skipped in job.skipped:
+            self._warn_once(f"not taken as a checkpoint: {printable(skipped.name)}: {skipped.why}")
+        for checkpoint in job.checkpoints:
+            if checkpoint.shipped and checkpoint.seq not in self._shipped:
+                self._shipped.add(checkpoint.seq)
+                self._work.fleet.ledger.record(
+                    "checkpoint",
+                    run=self._work.run_id,
+                    attempt=self._live.number,
+                    seq=checkpoint.seq,
+                    name=checkpoint.name,
+                    version=checkpoint.version,
+                    step=checkpoint.step,
+                    at=checkpoint.at,
+                    bytes=checkpoint.bytes,
+                )
+                self._work.report.step(f"checkpoint {printable(checkpoint.name)} is safe")
+                self._prune()
+
+    def _prune(self) -> None:
+        try:
+            self._work.store.prune(self._work.spec.checkpoints.keep)
+        except StoreError as error:
+            # Keeping too many loses nothing.
+            self._warn_once(f"old checkpoints could not be removed: {error.message}")
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._work.report.warn(text)
+
+    def _pass_on_stop(self) -> None:
+        if not self._work.stop.requested or self._told_to_stop:
+            return
+        self._told_to_stop = True
+        self._work.report.step("stopping the job; it may save its work")
+        try:
+            self._live.agent.stop("cancelled", TERM_GRACE_SECONDS)
+        except RemoteError as error:
+            self._work.report.warn(f"the machine could not be told to stop: {error.message}")
+
+    def _stream_ended(self, broken: _Broken) -> AttemptEnd | None:
+        """Decide what a stream that ended means; None: listen again."""
+        if self._state is not None and self._state.phase == "ended":
+            return self._ended(self._state)
+        fate = fate_of(self._work, self._live.machine)
+        if fate == "alive" or fate == "unknown":
+            since = self._out_of_reach_since = self._out_of_reach_since or self._now()
+            if self._now() - since < _LOST_AFTER_SECONDS and not (
+                self._told_to_stop and self._now() - since > SYNC_GRACE_SECONDS
+            ):
+                self._work.fleet.clock.sleep(self._reconnect_pause)
+                self._reconnect_pause = min(self._reconnect_pause * 2, _RECONNECT_MOST_SECONDS)
+                self._listen()
+                return None
+        if self._told_to_stop:
+            return AttemptEnd("cancelled", "stopped on request")
+        why = f" ({broken.error.message})" if broken.error else ""
+        if fate == "interrupted" or (self._state is not None and self._state.notice is not None):
+            return AttemptEnd("interrupted", f"{self._live.machine} was taken away")
+        return AttemptEnd("lost", f"{self._live.machine} was lost{why}")
+
+    def _ended(self, job: JobState) -> AttemptEnd:
+        if self._told_to_stop and job.outcome != "completed":
+            return AttemptEnd("cancelled", "stopped on request", job.exit_code)
+        if job.supervisor_lost:
+            return AttemptEnd("lost", "the agent's supervisor died", job.exit_code)
+        if job.outcome == "completed":
+            return AttemptEnd("completed", self._shortfall(job), job.exit_code)
+        if job.outcome == "failed":
+            return AttemptEnd("failed", job.reason or "the job failed", job.exit_code)
+        if job.outcome == "capped":
+            return AttemptEnd("capped", job.reason or "a cap was reached", job.exit_code)
+        if job.outcome == "interrupted":
+            return AttemptEnd("interrupted", job.reason or "the machine was taken away")
+        if job.outcome == "cancelled":
+            return AttemptEnd("cancelled", job.reason or "stopped on request", job.exit_code)
+        return AttemptEnd("lost", job.reason or "the lease ran out")
+
+    def _shortfall(self, job: JobState) -> str:
+        missing = [output.source for output in job.outputs if output.missing]
+        return f"outputs that were not there: {', '.join(missing)}" if missing else ""
+
+
+def fate_of(work: Work, name: str) -> Fate:
+    """Ask the provider what became of a machine."""
+    row = work.fleet.ledger.machine(name)
+    if row is None or row.provider_id is None:
+        return "gone"
+    try:
+        machine = work.fleet.provider(row.provider).get(row.provider_id)
+    except NotFound:
+        return "interrupted" if row.spot else "gone"
+    except (ProviderError, GpuctlError):
+        return "unknown"
+    if machine.reason == "interrupted":
+        return "interrupted"
+    if machine.state in (State.READY, State.BOOTING, State.UNKNOWN):
+        return "alive"
+    return "interrupted" if row.spot else "gone"
+
+
+def told_interrupted(work: Work, name: str) -> bool:
+    """Whether the provider itself says that it took a machine away."""
+    row = work.fleet.ledger.machine(name)
+    if row is None or row.provider_id is None:
+        return False
+    try:
+        return work.fleet.provider(row.provider).get(row.provider_id).reason == "interrupted"
+    except (ProviderError, GpuctlError):
+        return False  # no answer, or no memory of it: then nobody knows more than "lost"

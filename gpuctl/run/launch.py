@@ -1,0 +1,193 @@
+"""From a rented machine to a job that is running on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from gpuctl.agent.client import AgentClient, Job, find_python
+from gpuctl.errors import GpuctlError, StoreError
+from gpuctl.fleet.lease import Renewal
+from gpuctl.fleet.ready import Ready, make_ready
+from gpuctl.ledger import MachineRow
+from gpuctl.remote.connection import Connection
+from gpuctl.run.caps import Allowance
+from gpuctl.run.preflight import unmet
+from gpuctl.run.prepare import needs_of
+from gpuctl.run.work import Live, Work
+from gpuctl.store import CorruptManifest, Manifest
+from providers.base import LocalAccess, Machine, SelfEnd
+
+SYNC_GRACE_SECONDS = 60.0
+TERM_GRACE_SECONDS = 30.0
+_WORK = "work"
+
+
+class Unfit(GpuctlError):
+    """A machine that is not what the job needs, or not what was paid for."""
+
+    kind = "Unfit"
+
+
+def agent_folder(run_id: str, number: int) -> str:
+    """Return the agent's folder of an attempt, relative to the machine's home."""
+    return f".gpuctl/{run_id}-a{number}"
+
+
+def launch(
+    work: Work,
+    row: MachineRow,
+    machine: Machine,
+    number: int,
+    renewal: Renewal,
+    allowance: Allowance,
+) -> Live:
+    """Make a rented machine ready, arm its guard, fill it, and hand it the job.
+
+    Raises:
+        NotReady: it never answered.
+        Unfit: its hardware is not what the spec needs.
+        RemoteError: it stopped answering.
+        StoreError: the checkpoint to resume from cannot be read.
+        Interrupted: somebody asked the run to stop.
+    """
+    work.report.step(f"{row.name}: waiting until it answers")
+    ready = make_ready(work.fleet, row, machine)
+    agent = arm_agent(work, row, ready, number, allowance)
+    renewal.arm(agent.renew)
+    work.stop.check()
+    _check_hardware(work, row, agent, ready.connection)
+    workdir = f"{ready.connection.home}/{_WORK}"
+    work.fleet.ledger.record("run_state", run=work.run_id, state="preparing")
+    _send(work, ready.connection, workdir)
+    resume_from = _restore(work, ready, agent, workdir)
+    work.stop.check()
+    agent.submit(_job(work, ready, number, workdir, resume_from, allowance))
+    return Live(number, row.name, ready.connection, agent)
+
+
+def arm_agent(
+    work: Work, row: MachineRow, ready: Ready, number: int, allowance: Allowance
+) -> AgentClient:
+    """Send the agent and arm the machine's own timer, before anything else happens there."""
+    python = find_python(ready.connection)
+    folder = f"{ready.connection.home}/{agent_folder(work.run_id, number)}"
+    agent = AgentClient(ready.connection, python, folder)
+    agent.install()
+    end = ready.machine.self_end or SelfEnd()
+    agent.arm(
+        lease_seconds=work.options.lease_seconds,
+        hard_end=row.hard_end,
+        end_argv=end.argv,
+        end_signal_pid=end.signal_pid,
+        # A detached run is carried on by the machine itself when every local process dies.
+        on_lease_end="finish" if work.options.detach else "end",
+        sync_grace_seconds=SYNC_GRACE_SECONDS,
+    )
+    return agent
+
+
+def _check_hardware(
+    work: Work, row: MachineRow, agent: AgentClient, connection: Connection
+) -> None:
+    complaints = unmet(needs_of(work.spec), agent.probe(connection.home))
+    if complaints:
+        raise Unfit(f"preflight on {row.name}: {'; '.join(complaints)}", machine=row.name)
+
+
+def _send(work: Work, connection: Connection, workdir: str) -> None:
+    source = Path(work.spec.workdir)
+    work.report.step(f"sending {source}")
+    sent = connection.put(source, f"{workdir}/", progress=_progress(work, str(source)))
+    work.report.step(f"sent {sent.files} files, {sent.bytes / 1e6:.1f} MB")
+    for item in work.spec.data:
+        work.stop.check()
+        target = f"{workdir}/{item.target}"
+        work.report.step(f"sending {item.source} to {item.target}")
+        connection.put(Path(item.source), target, progress=_progress(work, item.source))
+
+
+def _progress(work: Work, what: str) -> Callable[[int, int], None]:
+    def seen(done: int, total: int) -> None:
+        work.stop.check()
+        work.report.progress(what, done, total)
+
+    return seen
+
+
+def _restore(work: Work, ready: Ready, agent: AgentClient, workdir: str) -> str:
+    """Put the newest whole checkpoint in place; return its path there, or "" on a first start."""
+    folder = work.spec.checkpoints.dir
+    if folder is None:
+        return ""
+    checkpoint_dir = f"{workdir}/{folder}"
+    for manifest in work.store.manifests():
+        if manifest.kind != "checkpoint":
+            continue
+        if not work.store.is_whole(manifest):
+            work.report.warn(f"checkpoint {manifest.name} is not whole; taking the one before it")
+            continue
+        dest = f"{checkpoint_dir}/{manifest.name}"
+        try:
+            agent.restore(manifest, dest, _source(work, ready, manifest))
+        except CorruptManifest as error:
+            work.report.warn(
+                f"checkpoint {manifest.name} is corrupt ({error}); taking the one before it"
+            )
+            continue
+        work.report.step(f"restored checkpoint {manifest.name}")
+        return dest
+    return ""
+
+
+def _source(work: Work, ready: Ready, manifest: Manifest) -> dict[str, object]:
+    if work.store.folder is None:
+        return {"urls": work.store.read_urls(manifest)}
+    if isinstance(ready.machine.access, LocalAccess):
+        return {"folder": str(work.store.folder)}
+    raise StoreError(
+        "A folder store cannot be reached from a machine over SSH yet",
+        machine=ready.machine.name,
+        next="Name an S3 store in checkpoints.store.",
+    )
+
+
+def _job(
+    work: Work,
+    ready: Ready,
+    number: int,
+    workdir: str,
+    resume_from: str,
+    allowance: Allowance,
+) -> Job:
+    spec = work.spec
+    folder = spec.checkpoints.dir
+    checkpoint_dir = f"{workdir}/{folder}" if folder is not None else None
+    env = {
+        **spec.env,
+        "GPUCTL_RUN_ID": work.run_id,
+        "GPUCTL_ATTEMPT": str(number),
+        "GPUCTL_CHECKPOINT_DIR": checkpoint_dir or "",
+        "GPUCTL_RESUME_FROM": resume_from,
+        "GPUCTL_NODE_RANK": "0",
+        "GPUCTL_NODES": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29500",
+    }
+    return Job(
+        run=work.run_id,
+        attempt=number,
+        workdir=workdir,
+        env=env,
+        secrets=dict(work.secrets),
+        preflight=spec.preflight.run,
+        setup=spec.setup,
+        command=spec.run,
+        checkpoint_dir=checkpoint_dir,
+        settle_seconds=spec.checkpoints.settle.total_seconds(),
+        outputs=tuple(output.source for output in spec.outputs),
+        store=work.store.write_grant(),
+        stop_after_seconds=allowance.job_seconds,
+        term_grace_seconds=TERM_GRACE_SECONDS,
+        notice=({"file": f"{ready.connection.home}/.interruption"},),
+    )

@@ -1,0 +1,158 @@
+"""Before anything is rented: what the spec asks for, what it needs from this computer, offers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from gpuctl.errors import NoCredentials, SpecError, UsageError
+from gpuctl.fleet.context import Fleet
+from gpuctl.ledger import RunRow
+from gpuctl.market import Quote, ask, participants
+from gpuctl.run.caps import Caps
+from gpuctl.run.preflight import Needs
+from gpuctl.spec import RunSpec, missing_secrets
+from providers.base import Rehearsal, Want
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line adds to a spec. Kept in the ledger, so that `resume` knows."""
+
+    lease_seconds: float
+    keep_failed_seconds: float = 0
+    detach: bool = False
+    rehearsal: Rehearsal | None = None
+
+
+def options_json(options: Options) -> dict[str, Any]:
+    """Return options as the ledger keeps them."""
+    return asdict(options)
+
+
+def options_from(facts: Mapping[str, Any]) -> Options:
+    """Read options back from the ledger."""
+    rehearsal = facts.get("rehearsal")
+    return Options(
+        lease_seconds=float(facts["lease_seconds"]),
+        keep_failed_seconds=float(facts["keep_failed_seconds"]),
+        detach=bool(facts["detach"]),
+        rehearsal=Rehearsal(**rehearsal) if rehearsal else None,
+    )
+
+
+def want_of(spec: RunSpec) -> Want:
+    """Return what the spec asks of the market."""
+    resources = spec.resources
+    return Want(
+        gpus=tuple(resources.gpu),
+        gpu_count=resources.count,
+        cpus=resources.cpus,
+        memory_gb=resources.memory,
+        disk_gb=resources.disk,
+        spot=None if resources.spot == "auto" else resources.spot,
+        regions=tuple(resources.regions),
+        min_vram_gb=spec.preflight.min_vram,
+        max_price_hour=resources.max_price,
+        image=resources.image,
+    )
+
+
+def needs_of(spec: RunSpec) -> Needs:
+    """Return what the spec demands of the hardware, checked on the machine before set-up."""
+    resources = spec.resources
+    wants_gpu = bool(resources.gpu)
+    return Needs(
+        gpu_count=resources.count if wants_gpu else 0,
+        min_vram_gb=spec.preflight.min_vram,
+        bf16=spec.preflight.bf16,
+        cuda=wants_gpu,
+        disk_free_gb=spec.preflight.disk_free,
+        cpus=resources.cpus,
+        memory_gb=resources.memory,
+    )
+
+
+def caps_of(spec: RunSpec, started: datetime) -> Caps:
+    """Return the caps of a run that started at a moment."""
+    deadline = spec.budget.deadline
+    return Caps(
+        max_cost=spec.budget.max_cost,
+        max_duration=spec.budget.max_duration,
+        deadline=started + deadline if isinstance(deadline, timedelta) else deadline,
+    )
+
+
+def secrets_of(spec: RunSpec, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the values of the spec's secrets from the caller's environment.
+
+    Raises:
+        UsageError: one is not there.
+    """
+    missing = missing_secrets(spec, environ)
+    if missing:
+        raise UsageError(
+            f"The secret {missing[0]} is named in the spec and not in this environment"
+            + (f" (nor are {', '.join(missing[1:])})" if len(missing) > 1 else ""),
+            next=f"export {missing[0]}=… and run again; nothing was rented.",
+        )
+    return {name: environ[name] for name in spec.secrets}
+
+
+def check_inputs(spec: RunSpec) -> None:
+    """Check what has to be on this computer before a machine is rented for it.
+
+    Raises:
+        SpecError: a folder or file is not there, or needs what is not built yet.
+    """
+    if not Path(spec.workdir).is_dir():
+        raise SpecError(f"workdir: {spec.workdir} is not a folder")
+    for index, item in enumerate(spec.data):
+        if item.source.startswith("s3://"):
+            raise SpecError(
+                f"data.{index}.from: {item.source}: reading data from S3 is not built yet",
+                next="Put the data into a folder, or fetch it in `setup`.",
+            )
+        if not Path(item.source).exists():
+            raise SpecError(f"data.{index}.from: there is no {item.source}")
+    for index, output in enumerate(spec.outputs):
+        if output.target.startswith("s3://"):
+            raise SpecError(
+                f"outputs.{index}.to: {output.target}: writing outputs to S3 is not built yet",
+                next="Name a folder; with `checkpoints.store: s3://…` the result is kept there too.",
+            )
+
+
+def used_by(run: RunRow, now: datetime) -> timedelta:
+    """Return how long machines were rented for a run, summed over its attempts."""
+    total = timedelta()
+    for attempt in run.attempts:
+        total += (attempt.ended_at or now) - attempt.started_at
+    return total
+
+
+def provider_names(spec: RunSpec, named: Sequence[str]) -> list[str]:
+    """Return who is asked: the command line's names, else the spec's, else everybody in reach."""
+    return participants(list(named) or list(spec.resources.providers))
+
+
+def quote(fleet: Fleet, spec: RunSpec, named: Sequence[str], *, minutes: float | None) -> Quote:
+    """Ask the market for what the spec wants.
+
+    Raises:
+        NoCredentials: nobody who was asked has credentials.
+    """
+    providers = [fleet.provider(name) for name in provider_names(spec, named)]
+    usable = [provider for provider in providers if provider.configured()]
+    if not usable:
+        asked = ", ".join(provider.name for provider in providers) or "no provider"
+        raise NoCredentials(
+            f"No usable credentials: {asked}",
+            next="`gpuctl doctor` says what is missing; `--provider local` needs none.",
+        )
+    hours = None if minutes is None else math.ceil(minutes) / 60
+    return ask(usable, want_of(spec), clock=fleet.clock, hours=hours)
