@@ -10,7 +10,7 @@ from gpuctl.errors import UsageError
 from gpuctl.home import Home
 from gpuctl.ledger import Ledger
 from providers.base import Clock, Provider, ProviderError
-from providers.registry import UnknownProvider, create_provider, names
+from providers.registry import BrokenProvider, UnknownProvider, create_provider, names
 
 Say = Callable[[str], None]
 """Takes one line for a person. The rooms below `cli` never print."""
@@ -44,7 +44,7 @@ class Fleet:
                     self._providers[name] = create_provider(
                         name, self.environ, home=self.home.path, clock=self.clock
                     )
-                except (UnknownProvider, ProviderError) as error:
+                except (UnknownProvider, BrokenProvider, ProviderError) as error:
                     raise UsageError(str(error)) from error
             return self._providers[name]
 
@@ -60,6 +60,10 @@ class Fleet:
         """
         asked = set(self.ledger.providers_used())
         for name in names():
-            if self.provider(name).configured():
+            try:
+                if self.provider(name).configured():
+                    asked.add(name)
+            except UsageError:
+                # Whether it has credentials cannot be known, so it counts as not answering.
                 asked.add(name)
         return sorted(asked)

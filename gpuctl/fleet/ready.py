@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gpuctl.errors import GpuctlError, RemoteError
@@ -38,17 +39,21 @@ def make_ready(
     *,
     boot_seconds: float = BOOT_DEADLINE_SECONDS,
     answer_seconds: float = ANSWER_DEADLINE_SECONDS,
+    check: Callable[[], None] = lambda: None,
 ) -> Ready:
     """Wait until the machine answers a command; every phase has a deadline.
+
+    Args:
+        check: called between the looks; raises when nobody wants the machine any more.
 
     Raises:
         NotReady: it did not; the caller releases it.
     """
     provider = fleet.provider(row.provider)
     began = fleet.clock.monotonic()
-    machine = _booted(fleet, provider, machine, began + boot_seconds)
+    machine = _booted(fleet, provider, machine, began + boot_seconds, check)
     booted = fleet.clock.monotonic()
-    connection = _answering(fleet, machine, booted + answer_seconds)
+    connection = _answering(fleet, machine, booted + answer_seconds, check)
     answered = fleet.clock.monotonic()
     fleet.ledger.record(
         "ready",
@@ -86,12 +91,19 @@ def reopen(fleet: Fleet, row: MachineRow) -> Ready:
             machine=row.name,
             may_bill=machine.state is not State.GONE,
         )
-    return Ready(machine, _answering(fleet, machine, fleet.clock.monotonic() + 30))
+    return Ready(machine, _answering(fleet, machine, fleet.clock.monotonic() + 30, lambda: None))
 
 
-def _booted(fleet: Fleet, provider: Provider, machine: Machine, deadline: float) -> Machine:
+def _booted(
+    fleet: Fleet,
+    provider: Provider,
+    machine: Machine,
+    deadline: float,
+    check: Callable[[], None],
+) -> Machine:
     said = None
     while True:
+        check()
         if machine.state is State.READY and machine.access is not None:
             return machine
         if machine.state in (State.GONE, State.LOST, State.STOPPED):
@@ -120,9 +132,12 @@ def _booted(fleet: Fleet, provider: Provider, machine: Machine, deadline: float)
             fleet.say(f"{machine.name}: {provider.name} did not answer ({error}); asking again")
 
 
-def _answering(fleet: Fleet, machine: Machine, deadline: float) -> Connection:
+def _answering(
+    fleet: Fleet, machine: Machine, deadline: float, check: Callable[[], None]
+) -> Connection:
     pause = 0.2
     while True:
+        check()
         try:
             assert machine.access is not None
             connection = connect(machine.access)

@@ -68,7 +68,7 @@ def release(
     )
     if not proof.absent:
         raise _unproven(provider, row, provider_id, proof)
-    receipt = _receipt(fleet, provider, row, provider_id, proof)
+    receipt = _receipt(provider, row, provider_id, proof)
     trouble = _note_gone(fleet, receipt) or trouble
     if trouble:
         raise trouble
@@ -85,7 +85,8 @@ def release_all(
     """End several machines side by side; one that fails does not keep the others alive."""
     receipts: list[Receipt] = []
     errors: list[GpuctlError] = []
-    with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
+    pool = ThreadPoolExecutor(max_workers=_AT_ONCE)
+    try:
         futures = [
             pool.submit(release, fleet, row, why=why, deadline_seconds=deadline_seconds)
             for row in rows
@@ -95,6 +96,9 @@ def release_all(
                 receipts.append(future.result())
             except GpuctlError as error:
                 errors.append(error)
+    finally:
+        # Somebody who presses Ctrl-C again does not want to wait for the rest.
+        pool.shutdown(wait=False, cancel_futures=True)
     return receipts, errors
 
 
@@ -180,11 +184,9 @@ def _advice(
     return f"The watchdog keeps trying. Run `gpuctl terminate {row.name}` again, or {console}."
 
 
-def _receipt(
-    fleet: Fleet, provider: Provider, row: MachineRow, provider_id: str | None, proof: Proof
-) -> Receipt:
+def _receipt(provider: Provider, row: MachineRow, provider_id: str | None, proof: Proof) -> Receipt:
     leftovers = _sweep(provider, row)
-    cost, source = _cost(fleet, provider, row, provider_id, proof)
+    cost, source = _cost(provider, row, provider_id, proof)
     return Receipt(
         name=row.name,
         provider=row.provider,
@@ -213,7 +215,7 @@ def _sweep(provider: Provider, row: MachineRow) -> tuple[Leftover, ...]:
 
 
 def _cost(
-    fleet: Fleet, provider: Provider, row: MachineRow, provider_id: str | None, proof: Proof
+    provider: Provider, row: MachineRow, provider_id: str | None, proof: Proof
 ) -> tuple[Decimal, str]:
     if provider_id is not None:
         try:

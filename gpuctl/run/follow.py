@@ -1,4 +1,4 @@
-"""Watching a job to its end: output, checkpoints, caps, requests to stop, a machine that vanishes."""
+"""Watching a job to its end: output, checkpoints, requests to stop, a machine that vanishes."""
 
 from __future__ import annotations
 

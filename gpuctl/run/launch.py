@@ -52,8 +52,8 @@ def launch(
         Interrupted: somebody asked the run to stop.
     """
     work.report.step(f"{row.name}: waiting until it answers")
-    ready = make_ready(work.fleet, row, machine)
-    agent = arm_agent(work, row, ready, number, allowance)
+    ready = make_ready(work.fleet, row, machine, check=work.stop.check)
+    agent = _armed_agent(work, row, ready, number)
     renewal.arm(agent.renew)
     work.stop.check()
     _check_hardware(work, row, agent, ready.connection)
@@ -66,9 +66,7 @@ def launch(
     return Live(number, row.name, ready.connection, agent)
 
 
-def arm_agent(
-    work: Work, row: MachineRow, ready: Ready, number: int, allowance: Allowance
-) -> AgentClient:
+def _armed_agent(work: Work, row: MachineRow, ready: Ready, number: int) -> AgentClient:
     """Send the agent and arm the machine's own timer, before anything else happens there."""
     python = find_python(ready.connection)
     folder = f"{ready.connection.home}/{agent_folder(work.run_id, number)}"

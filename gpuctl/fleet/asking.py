@@ -1,0 +1,124 @@
+"""Who is asked for offers, and with whose credentials."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from decimal import Decimal
+
+from gpuctl.errors import GpuctlError, NoCredentials, NothingRentable, UsageError
+from gpuctl.fleet.context import Fleet
+from gpuctl.market import Participants, Quote, QuoteError, ask, nearest, participants, relaxed
+from providers.base import Provider, Want
+from providers.registry import UnknownProvider, known_systems, names, reference_only
+
+_ANSWERED = frozenset({"Unsupported", "NoCapacity"})  # a no is an answer
+
+
+def ask_market(
+    fleet: Fleet,
+    want: Want,
+    named: Sequence[str],
+    *,
+    offline: bool = False,
+    hours: float | None = None,
+    budget: Decimal | None = None,
+) -> Quote:
+    """Ask everybody who takes part; who has no credentials gives reference prices.
+
+    Raises:
+        UsageError: nobody has one of the names.
+    """
+    chosen = taking_part(named)
+    providers, errors = _made(fleet, chosen.providers, tolerant=not named)
+    found = ask(
+        providers,
+        want,
+        clock=fleet.clock,
+        offline=offline,
+        hours=hours,
+        budget=budget,
+        reference_only=chosen.reference_only,
+        environ=fleet.environ,
+    )
+    return replace(found, errors=(*found.errors, *errors))
+
+
+def ask_rentable(
+    fleet: Fleet, want: Want, named: Sequence[str], *, hours: float | None = None
+) -> Quote:
+    """Ask only those that something can be rented from now.
+
+    Raises:
+        UsageError: nobody has one of the names, or there is no adapter for it yet.
+        NoCredentials: nobody who takes part has credentials.
+    """
+    wanted = list(named) if named else list(taking_part(()).providers)
+    providers, errors = _made(fleet, wanted, tolerant=not named)
+    usable = [provider for provider in providers if provider.configured()]
+    if not usable:
+        asked = ", ".join(provider.name for provider in providers)
+        raise NoCredentials(
+            f"No usable credentials for {asked}" if asked else "No provider has credentials here",
+            next="`gpuctl doctor` says what is missing; `--provider local` needs none.",
+        )
+    found = ask(usable, want, clock=fleet.clock, hours=hours, environ=fleet.environ)
+    return replace(found, errors=(*found.errors, *errors))
+
+
+def taking_part(named: Sequence[str]) -> Participants:
+    """Say who takes part in a question.
+
+    Raises:
+        UsageError: nobody has one of the names.
+    """
+    systems = known_systems()
+    by_name_only = {name: name in systems and systems[name].by_name_only for name in names()}
+    try:
+        return participants(named, by_name_only, reference_only())
+    except UnknownProvider as error:
+        raise UsageError(str(error)) from error
+
+
+def nothing_found(fleet: Fleet, want: Want, named: Sequence[str], found: Quote) -> GpuctlError:
+    """Return why a quote is empty, with what comes nearest."""
+    chosen = taking_part(named)
+    asked = len(chosen.providers) + len(chosen.reference_only)
+    error = why_empty(found.errors, asked)
+    if isinstance(error, NothingRentable):
+        near = nearest(want, ask_market(fleet, relaxed(want), named).offers)
+        error.next = "Nearest: " + "; ".join(near) if near else "Ask for less, or elsewhere."
+    return error
+
+
+def why_empty(errors: Sequence[QuoteError], asked: int) -> GpuctlError:
+    """Say what it means that nothing was offered. Pure.
+
+    Silence proves nothing: only when somebody answered is it known that nothing matches.
+    """
+    silent = [error for error in errors if error.kind not in _ANSWERED]
+    told = "; ".join(error.message for error in errors)
+    if silent and len(silent) >= asked:
+        if any(error.kind == "AuthFailed" for error in silent):
+            return NoCredentials(
+                f"No usable credentials for anything that was asked: {told}",
+                next="`gpuctl doctor` says what is missing.",
+            )
+        return GpuctlError(f"Nobody could be asked: {told}", next="Try again in a minute.")
+    return NothingRentable("Nothing rentable matches" + (f" ({told})" if told else ""))
+
+
+def _made(
+    fleet: Fleet, wanted: Sequence[str], *, tolerant: bool
+) -> tuple[list[Provider], list[QuoteError]]:
+    """Make the adapters; one that nobody named and that cannot be made costs only itself."""
+    providers: list[Provider] = []
+    errors: list[QuoteError] = []
+    for name in dict.fromkeys(wanted):
+        try:
+            providers.append(fleet.provider(name))
+        except UsageError as error:
+            if not tolerant:
+                raise
+            errors.append(QuoteError(name, error.kind, error.message))
+    return providers, errors

@@ -1,0 +1,196 @@
+"""Renting one machine for a person: rented, ready, guarded, and then left to the watchdog."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from gpuctl.agent.client import AgentClient, find_python
+from gpuctl.errors import (
+    CapReached,
+    GpuctlError,
+    NoCredentials,
+    NothingRentable,
+    RemoteError,
+    UsageError,
+)
+from gpuctl.fleet.acquire import Need, acquire
+from gpuctl.fleet.context import Fleet
+from gpuctl.fleet.keeper import alive, keeper_from, this_process
+from gpuctl.fleet.lease import keep, renew
+from gpuctl.fleet.ready import NotReady, Ready, make_ready, reopen
+from gpuctl.fleet.release import release
+from gpuctl.fleet.watchdog import SYNC_GRACE_SECONDS, ensure_watchdog
+from gpuctl.ledger import MachineRow
+from providers.base import AuthFailed, Clock, Machine, Offer, PriceChanged, ProviderError, SelfEnd
+
+AGENT_FOLDER = ".gpuctl/machine"
+"""The agent's folder on a provisioned machine, relative to the machine's home."""
+
+Pause = Callable[[float], None]
+"""Lets seconds pass; raises when somebody asked to stop. 0 only asks."""
+
+
+class TooFewGpus(GpuctlError):
+    """A machine has fewer GPUs than were paid for. The next offer is tried."""
+
+    kind = "TooFewGpus"
+
+
+@dataclass(frozen=True, slots=True)
+class Provisioned:
+    """A machine that answers, is guarded, and is the caller's until its lease ends."""
+
+    row: MachineRow
+    ready: Ready
+
+
+def provision(fleet: Fleet, offers: Sequence[Offer], need: Need, *, pause: Pause) -> Provisioned:
+    """Walk down the offers until one machine is usable. Every way out before that releases.
+
+    Args:
+        offers: what may be rented, best first.
+        pause: for waits that somebody may cut short.
+
+    Raises:
+        NothingRentable: no offer led to a usable machine.
+        CapReached: the last word was a price above the cap.
+        NoCredentials: the last word was that the credentials are refused.
+        MayStillBill: something may still be billing; nothing else is rented meanwhile.
+    """
+    keeper = this_process("provision")
+    last: ProviderError | GpuctlError | None = None
+    for offer in offers:
+        pause(0)
+        fleet.say(
+            f"renting {described(offer)} from {offer.provider} at {offer.price_hour} USD an hour"
+        )
+        try:
+            row, machine = acquire(
+                fleet,
+                offer,
+                need,
+                keeper,
+                guard=lambda: ensure_watchdog(fleet.home, fleet.environ),
+            )
+        except ProviderError as refused:
+            fleet.say(f"{offer.provider} refused: {refused}")
+            last = refused
+            continue
+        try:
+            return _handed_over(fleet, row, machine, offer, need, pause)
+        except (NotReady, TooFewGpus, RemoteError) as unfit:
+            fleet.say(f"{unfit.message}; releasing it")
+            release(fleet, row, why=unfit.message)
+            last = unfit
+        except (Exception, KeyboardInterrupt) as broken:
+            # A second Ctrl-C (a BaseException of its own) leaves at once: the watchdog ends it.
+            fleet.say(f"releasing {row.name}")
+            release(fleet, row, why=type(broken).__name__)
+            raise
+    raise _nothing(last)
+
+
+def described(offer: Offer) -> str:
+    """Return what an offer is in a few words."""
+    market = "spot" if offer.spot else "on-demand"
+    return (
+        f"{offer.gpu_count}x {offer.gpu} ({market})" if offer.gpu else f"a CPU machine ({market})"
+    )
+
+
+def extend(fleet: Fleet, row: MachineRow, seconds: float, *, agent_folder: str) -> datetime:
+    """Renew a machine's lease, on the machine first; return until when it lasts.
+
+    Args:
+        seconds: from now on; cut at the hard end.
+        agent_folder: where its agent is, relative to the machine's home.
+
+    Raises:
+        UsageError: it has ended, or a run renews it by itself.
+        NotReady: it is gone or does not answer.
+        RemoteError: its agent does not answer; the lease stays as it was.
+    """
+    if row.closed:
+        raise UsageError(f"{row.name} has ended", machine=row.name)
+    keeper = keeper_from(row.keeper)
+    if keeper is not None and keeper.role == "controller" and alive(keeper) is not False:
+        raise UsageError(
+            f"{row.name} belongs to the run {row.run}, whose controller renews its lease by itself",
+            machine=row.name,
+            next=f"Nothing to do; `gpuctl cancel {row.run}` ends it.",
+        )
+    ready = reopen(fleet, row)
+    agent = AgentClient(
+        ready.connection, find_python(ready.connection), f"{ready.connection.home}/{agent_folder}"
+    )
+    until = renew(fleet, row, seconds, on_machine=agent.renew)
+    keep(fleet, row, ensure_watchdog(fleet.home, fleet.environ), detached=row.detached)
+    return until
+
+
+def _handed_over(
+    fleet: Fleet, row: MachineRow, machine: Machine, offer: Offer, need: Need, pause: Pause
+) -> Provisioned:
+    fleet.say(f"{row.name}: waiting until it answers")
+    waiting = replace(fleet, clock=_Interruptible(fleet.clock, pause))
+    ready = make_ready(waiting, row, machine)
+    pause(0)
+    agent = _guarded(ready, row, need)
+    found = len(agent.probe(ready.connection.home).gpus)
+    if found < offer.gpu_count:
+        raise TooFewGpus(
+            f"{row.name} has {found} GPUs; {offer.gpu_count} were paid for", machine=row.name
+        )
+    pause(0)
+    # The person gets the whole lease, however long the machine took to boot.
+    renew(fleet, row, need.lease_seconds, on_machine=agent.renew)
+    keep(fleet, row, ensure_watchdog(fleet.home, fleet.environ), detached=False)
+    return Provisioned(fleet.ledger.machine(row.name) or row, ready)
+
+
+def _guarded(ready: Ready, row: MachineRow, need: Need) -> AgentClient:
+    """Arm the machine's own timer before anything else happens there (promise 5)."""
+    agent = AgentClient(
+        ready.connection, find_python(ready.connection), f"{ready.connection.home}/{AGENT_FOLDER}"
+    )
+    agent.install()
+    end = ready.machine.self_end or SelfEnd()
+    agent.arm(
+        lease_seconds=need.lease_seconds,
+        hard_end=row.hard_end,
+        end_argv=end.argv,
+        end_signal_pid=end.signal_pid,
+        on_lease_end="end",
+        sync_grace_seconds=SYNC_GRACE_SECONDS,
+    )
+    return agent
+
+
+def _nothing(last: ProviderError | GpuctlError | None) -> GpuctlError:
+    if isinstance(last, PriceChanged):
+        return CapReached(str(last), next="Raise --max-price, or try again later.")
+    if isinstance(last, AuthFailed):
+        return NoCredentials(str(last), next="`gpuctl doctor` says what is missing.")
+    return NothingRentable(
+        f"No offer led to a usable machine; the last one: {last}",
+        next="Everything that was rented is released. Try again later, or ask for another GPU.",
+    )
+
+
+class _Interruptible:
+    """A clock whose sleep ends when somebody asks to stop."""
+
+    def __init__(self, clock: Clock, pause: Pause) -> None:
+        self._clock = clock
+        self._pause = pause
+
+    def now(self) -> datetime:
+        return self._clock.now()
+
+    def monotonic(self) -> float:
+        return self._clock.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        self._pause(seconds)

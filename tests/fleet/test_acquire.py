@@ -1,0 +1,146 @@
+"""Renting: the intent first, and no answer is never taken for a no."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from decimal import Decimal
+
+import pytest
+
+from gpuctl.errors import MayStillBill
+from gpuctl.fleet.acquire import Need, acquire, settle
+from gpuctl.fleet.context import Fleet
+from gpuctl.fleet.keeper import Keeper
+from providers.base import Ambiguous, AuthFailed, NoCapacity, Order, PriceChanged
+from tests.clouds.memory_cloud import MemoryCloud, no_capacity
+
+NEED = Need(middle="demo", lease_seconds=600, purpose="provision")
+
+
+def kinds(fleet: Fleet) -> list[str]:
+    return [event.kind for event in fleet.ledger.events()]
+
+
+def test_the_intent_is_on_disk_before_the_create_leaves(
+    fleet: Fleet, cloud: MemoryCloud, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    create = cloud.create
+
+    def spied(order: Order) -> object:
+        row = fleet.ledger.machine(order.name)
+        assert row is not None
+        seen.append(str(row.state))
+        return create(order)
+
+    monkeypatch.setattr(cloud, "create", spied)
+    row, machine = acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: seen.append("guard"))
+    assert seen == ["guard", "intended"]
+    assert row.provider_id == machine.provider_id == "m1"
+    assert kinds(fleet) == ["intended", "created"]
+    assert machine.mark is not None
+    assert machine.mark.owner == fleet.home.owner
+    assert machine.mark.end == row.hard_end
+
+
+def test_a_guard_that_cannot_be_armed_means_nothing_is_rented(
+    fleet: Fleet, cloud: MemoryCloud, keeper: Keeper
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("no watchdog")
+
+    with pytest.raises(RuntimeError):
+        acquire(fleet, cloud.offer(), NEED, keeper, guard=broken)
+    assert cloud.books() == (0, 0, 0)
+
+
+def test_a_refusal_closes_the_row(fleet: Fleet, cloud: MemoryCloud, keeper: Keeper) -> None:
+    cloud.faults.create = [no_capacity()]
+    with pytest.raises(NoCapacity):
+        acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: None)
+    assert fleet.ledger.machines(open_only=True) == []
+    assert kinds(fleet) == ["intended", "refused"]
+
+
+def test_a_lost_reply_is_adopted_and_never_repeated(
+    fleet: Fleet, cloud: MemoryCloud, keeper: Keeper
+) -> None:
+    cloud.faults.create_reply_lost = 1
+    cloud.faults.list_lag_seconds = 25  # longer than one settling period of a careless client
+    cloud.settle_seconds = 30
+    row, _ = acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: None)
+    assert cloud.books() == (1, 1, 0)
+    assert row.provider_id == "m1"
+    assert not row.in_doubt
+    assert sum(call.startswith("create") for call in cloud.calls) == 1
+
+
+def test_a_create_that_never_happened_is_proven_absent(
+    fleet: Fleet, cloud: MemoryCloud, keeper: Keeper
+) -> None:
+    cloud.faults.create = [Ambiguous("504 gateway timeout")]
+    with pytest.raises(NoCapacity, match="never made"):
+        acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: None)
+    (absent,) = [e for e in fleet.ledger.events() if e.kind == "absent"]
+    assert len(absent.facts["confirmed_by"]) == 2
+    assert fleet.ledger.machines(open_only=True) == []
+
+
+def test_failing_lists_prove_nothing(fleet: Fleet, cloud: MemoryCloud, keeper: Keeper) -> None:
+    cloud.faults.create = [Ambiguous("timeout")]
+    cloud.faults.list = [Ambiguous("500")] * 1000
+    with pytest.raises(MayStillBill) as raised:
+        acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: None)
+    (row,) = fleet.ledger.machines(open_only=True)
+    assert raised.value.machine == row.name
+    assert row.in_doubt
+    cloud.faults.list = []
+    assert settle(fleet, row) is None
+    assert fleet.ledger.machines(open_only=True) == []
+
+
+def test_a_revoked_key_while_settling_says_so(
+    fleet: Fleet, cloud: MemoryCloud, keeper: Keeper
+) -> None:
+    cloud.faults.create_reply_lost = 1
+    cloud.faults.list = [AuthFailed("the key was revoked")]
+    with pytest.raises(MayStillBill, match="revoked"):
+        acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: None)
+
+
+def test_a_reply_above_the_price_cap_is_ended(
+    fleet: Fleet, cloud: MemoryCloud, keeper: Keeper
+) -> None:
+    cloud.faults.create_price = Decimal("2.50")
+    need = Need(middle="demo", lease_seconds=600, purpose="run", max_price_hour=Decimal("1.10"))
+    with pytest.raises(PriceChanged, match=r"2\.50"):
+        acquire(fleet, cloud.offer(), need, keeper, guard=lambda: None)
+    assert cloud.books() == (1, 0, 0)
+    assert fleet.ledger.machines(open_only=True) == []
+
+
+def test_an_interrupt_in_the_middle_of_the_call_leaves_the_row_in_doubt(
+    fleet: Fleet, cloud: MemoryCloud, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = cloud.create
+
+    def pressed(order: Order) -> object:
+        create(order)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cloud, "create", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: None)
+    (row,) = fleet.ledger.machines(open_only=True)
+    assert row.in_doubt
+    found = settle(fleet, row)
+    assert found is not None
+    assert found.provider_id == "m1"
+
+
+def test_the_lease_never_outlives_the_hard_end(
+    fleet: Fleet, cloud: MemoryCloud, keeper: Keeper
+) -> None:
+    need = Need(middle="demo", lease_seconds=7200, purpose="run", max_duration=timedelta(minutes=5))
+    row, _ = acquire(fleet, cloud.offer(), need, keeper, guard=lambda: None)
+    assert row.lease_until == row.hard_end

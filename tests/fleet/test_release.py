@@ -1,0 +1,148 @@
+"""The end of a machine is proven, or it is not claimed."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from gpuctl.errors import LedgerError, MayStillBill
+from gpuctl.fleet.acquire import Need, acquire
+from gpuctl.fleet.context import Fleet
+from gpuctl.fleet.keeper import Keeper
+from gpuctl.fleet.release import release, release_all
+from gpuctl.ledger import MachineRow
+from providers.base import Ambiguous, AuthFailed
+from tests.clouds.memory_cloud import HandClock, MemoryCloud
+
+NEED = Need(middle="demo", lease_seconds=600, purpose="provision")
+
+
+@pytest.fixture
+def row(fleet: Fleet, cloud: MemoryCloud, keeper: Keeper) -> MachineRow:
+    return acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: None)[0]
+
+
+def test_two_absences_a_settling_period_apart(
+    fleet: Fleet, cloud: MemoryCloud, clock: HandClock, row: MachineRow
+) -> None:
+    clock.pass_time(1800)
+    receipt = release(fleet, row, why="test")
+    first, second = receipt.confirmed_by
+    assert (second.at - first.at).total_seconds() >= cloud.settle_seconds
+    assert receipt.confirmed
+    assert cloud.books() == (1, 0, 0)
+    assert receipt.cost_usd == Decimal("0.50")
+    assert receipt.cost_source == "computed"
+
+
+def test_a_billing_api_is_quoted(fleet: Fleet, cloud: MemoryCloud, row: MachineRow) -> None:
+    cloud.bills("m1", "0.77")
+    receipt = release(fleet, row, why="test")
+    assert (receipt.cost_usd, receipt.cost_source) == (Decimal("0.77"), "memory billing")
+
+
+def test_releasing_twice_gives_the_same_receipt(
+    fleet: Fleet, cloud: MemoryCloud, row: MachineRow
+) -> None:
+    first = release(fleet, row, why="test")
+    calls = len(cloud.calls)
+    closed = fleet.ledger.machine(row.name)
+    assert closed is not None
+    again = release(fleet, closed, why="test")
+    assert again.confirmed
+    assert again.confirmed_by == first.confirmed_by
+    assert len(cloud.calls) == calls
+
+
+def test_a_404_while_it_lives_is_not_believed(
+    fleet: Fleet, cloud: MemoryCloud, row: MachineRow
+) -> None:
+    cloud.faults.destroy_ignored = 1
+    cloud.faults.get_says_absent = 2
+    receipt = release(fleet, row, why="test")
+    assert receipt.confirmed
+    assert cloud.books() == (1, 0, 0)
+    assert cloud.calls.count("destroy m1") >= 2
+
+
+def test_an_end_that_is_accepted_and_ignored_is_asked_for_again(
+    fleet: Fleet, cloud: MemoryCloud, row: MachineRow
+) -> None:
+    cloud.faults.destroy_ignored = 3
+    assert release(fleet, row, why="test").confirmed
+    assert cloud.books() == (1, 0, 0)
+
+
+def test_list_errors_between_the_looks_do_not_count(
+    fleet: Fleet, cloud: MemoryCloud, row: MachineRow
+) -> None:
+    cloud.faults.list = [Ambiguous("502"), Ambiguous("timeout")]
+    receipt = release(fleet, row, why="test")
+    assert len(receipt.confirmed_by) == 2
+
+
+def test_no_proof_before_the_deadline_is_said(
+    fleet: Fleet, cloud: MemoryCloud, row: MachineRow
+) -> None:
+    cloud.faults.list = [Ambiguous("502")] * 10_000
+    with pytest.raises(MayStillBill) as raised:
+        release(fleet, row, why="test", deadline_seconds=60)
+    assert raised.value.may_bill
+    assert "m1" in raised.value.message
+    still = fleet.ledger.machine(row.name)
+    assert still is not None
+    assert not still.closed
+
+
+def test_a_revoked_key_is_named(fleet: Fleet, cloud: MemoryCloud, row: MachineRow) -> None:
+    cloud.faults.destroy = [AuthFailed("401 unauthorized")]
+    with pytest.raises(MayStillBill, match="401") as raised:
+        release(fleet, row, why="test")
+    assert raised.value.next is not None
+    assert "credentials" in raised.value.next
+    assert cloud.books() == (1, 1, 0)
+
+
+def test_leftovers_go_with_the_machine(fleet: Fleet, cloud: MemoryCloud, keeper: Keeper) -> None:
+    cloud.faults.leftover = True
+    row, _ = acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: None)
+    receipt = release(fleet, row, why="test")
+    assert receipt.leftovers == ()
+    assert cloud.books() == (1, 0, 0)
+
+
+def test_a_ledger_that_cannot_be_written_does_not_keep_a_machine_alive(
+    fleet: Fleet, cloud: MemoryCloud, row: MachineRow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise LedgerError("the disk is full")
+
+    monkeypatch.setattr(fleet.ledger, "record", full)
+    with pytest.raises(LedgerError):
+        release(fleet, row, why="test")
+    assert cloud.books() == (1, 0, 0)
+
+
+def test_one_that_fails_does_not_keep_the_others_alive(
+    fleet: Fleet, cloud: MemoryCloud, keeper: Keeper, tmp_path: Path
+) -> None:
+    rows = [acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: None)[0] for _ in range(3)]
+    cloud.faults.destroy = [AuthFailed("401")]
+    receipts, errors = release_all(fleet, rows, why="test")
+    assert len(receipts) == 2
+    assert len(errors) == 1
+    assert cloud.books() == (3, 1, 0)
+
+
+def test_a_doubtful_create_that_happened_is_found_by_name_and_ended(
+    fleet: Fleet, cloud: MemoryCloud, keeper: Keeper
+) -> None:
+    cloud.faults.create_reply_lost = 1
+    cloud.faults.list = [AuthFailed("not now")]
+    with pytest.raises(MayStillBill):
+        acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: None)
+    (row,) = fleet.ledger.machines(open_only=True)
+    assert release(fleet, row, why="test").confirmed
+    assert cloud.books() == (1, 0, 0)
