@@ -29,7 +29,7 @@ def ask_market(
     Raises:
         UsageError: nobody has one of the names.
     """
-    chosen = taking_part(named)
+    chosen = taking_part(fleet, named)
     providers, errors = _made(fleet, chosen.providers, tolerant=not named)
     found = ask(
         providers,
@@ -53,7 +53,7 @@ def ask_rentable(
         UsageError: nobody has one of the names, or there is no adapter for it yet.
         NoCredentials: nobody who takes part has credentials.
     """
-    wanted = list(named) if named else list(taking_part(()).providers)
+    wanted = list(named) if named else list(taking_part(fleet, ()).providers)
     providers, errors = _made(fleet, wanted, tolerant=not named)
     usable = [provider for provider in providers if provider.configured()]
     if not usable:
@@ -66,7 +66,7 @@ def ask_rentable(
     return replace(found, errors=(*found.errors, *errors))
 
 
-def taking_part(named: Sequence[str]) -> Participants:
+def taking_part(fleet: Fleet, named: Sequence[str]) -> Participants:
     """Say who takes part in a question.
 
     Raises:
@@ -80,9 +80,18 @@ def taking_part(named: Sequence[str]) -> Participants:
         raise UsageError(str(error)) from error
 
 
+def _waits_to_be_named(fleet: Fleet, name: str) -> bool:
+    if name in known_systems():
+        return known_systems()[name].by_name_only
+    try:
+        return fleet.provider(name).capabilities.by_name_only
+    except UsageError:
+        return False  # it cannot be made; whoever asks it says so
+
+
 def nothing_found(fleet: Fleet, want: Want, named: Sequence[str], found: Quote) -> GpuctlError:
     """Return why a quote is empty, with what comes nearest."""
-    chosen = taking_part(named)
+    chosen = taking_part(fleet, named)
     asked = len(chosen.providers) + len(chosen.reference_only)
     error = why_empty(found.errors, asked)
     if isinstance(error, NothingRentable):

@@ -13,6 +13,7 @@ from gpuctl.fleet.keeper import Keeper
 from gpuctl.fleet.lease import Renewal
 from gpuctl.fleet.ready import NotReady
 from gpuctl.ledger import MachineRow
+from gpuctl.policy import offer_key
 from gpuctl.run.caps import Allowance, Caps, Used, allowance
 from gpuctl.run.finish import deliver_outputs, hold
 from gpuctl.run.follow import Follower, fate_of
@@ -48,7 +49,7 @@ def new_attempt(
         lambda: launch(work, row, rented.machine, number, renewal, left),
     )
     if end.unfit:
-        refused.add((rented.offer.provider, rented.offer.id))
+        refused.add(offer_key(rented.offer))
     if end.outcome == "capped" and left.cap is not None:
         end = replace(end, reason=f"budget.{left.cap} is used up")
     return end, live

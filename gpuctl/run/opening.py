@@ -31,8 +31,9 @@ def start_run(
     check_inputs(spec)
     secrets_of(spec, fleet.environ)
     run_id = new_run_id(spec.name)
-    location = spec.checkpoints.store or str(fleet.home.store)
-    open_store(location, run_id, environ=fleet.environ)
+    location = store_location(spec, fleet)
+    # Asks the store: a wrong bucket must not be found out on a machine that bills.
+    open_store(location, run_id, environ=fleet.environ).manifests()
     fleet.ledger.record(
         "run_opened",
         run=run_id,
@@ -48,6 +49,12 @@ def start_run(
         detached=options.detach,
     )
     return _row(fleet, run_id)
+
+
+def store_location(spec: RunSpec, fleet: Fleet) -> str:
+    """Return where a run's checkpoints and outputs are kept: without a word, in GPUCTL_HOME."""
+    named = spec.checkpoints.store if spec.checkpoints is not None else None
+    return named or str(fleet.home.store)
 
 
 def open_work(

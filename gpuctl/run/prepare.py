@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from gpuctl.errors import NoCredentials, SpecError, UsageError
-from gpuctl.fleet.context import Fleet
+from gpuctl.errors import SpecError, UsageError
 from gpuctl.ledger import RunRow
-from gpuctl.market import Quote, ask, participants
 from gpuctl.run.caps import Caps
 from gpuctl.run.preflight import Needs
 from gpuctl.spec import RunSpec, missing_secrets
@@ -45,6 +42,12 @@ def options_from(facts: Mapping[str, Any]) -> Options:
     )
 
 
+def spot_of(spec: RunSpec) -> bool | None:
+    """Return whether only spot, only on-demand, or either (None) will do."""
+    spot = spec.resources.spot
+    return None if spot == "auto" else bool(spot)
+
+
 def want_of(spec: RunSpec) -> Want:
     """Return what the spec asks of the market."""
     resources = spec.resources
@@ -54,7 +57,7 @@ def want_of(spec: RunSpec) -> Want:
         cpus=resources.cpus,
         memory_gb=resources.memory,
         disk_gb=resources.disk,
-        spot=None if resources.spot == "auto" else resources.spot,
+        spot=spot_of(spec),
         regions=tuple(resources.regions),
         min_vram_gb=spec.preflight.min_vram,
         max_price_hour=resources.max_price,
@@ -123,7 +126,7 @@ def check_inputs(spec: RunSpec) -> None:
         if output.target.startswith("s3://"):
             raise SpecError(
                 f"outputs.{index}.to: {output.target}: writing outputs to S3 is not built yet",
-                next="Name a folder; with `checkpoints.store: s3://…` the result is kept there too.",
+                next="Name a folder; an S3 store (checkpoints.store) keeps the result too.",
             )
 
 
@@ -135,24 +138,6 @@ def used_by(run: RunRow, now: datetime) -> timedelta:
     return total
 
 
-def provider_names(spec: RunSpec, named: Sequence[str]) -> list[str]:
-    """Return who is asked: the command line's names, else the spec's, else everybody in reach."""
-    return participants(list(named) or list(spec.resources.providers))
-
-
-def quote(fleet: Fleet, spec: RunSpec, named: Sequence[str], *, minutes: float | None) -> Quote:
-    """Ask the market for what the spec wants.
-
-    Raises:
-        NoCredentials: nobody who was asked has credentials.
-    """
-    providers = [fleet.provider(name) for name in provider_names(spec, named)]
-    usable = [provider for provider in providers if provider.configured()]
-    if not usable:
-        asked = ", ".join(provider.name for provider in providers) or "no provider"
-        raise NoCredentials(
-            f"No usable credentials: {asked}",
-            next="`gpuctl doctor` says what is missing; `--provider local` needs none.",
-        )
-    hours = None if minutes is None else math.ceil(minutes) / 60
-    return ask(usable, want_of(spec), clock=fleet.clock, hours=hours)
+def asked(spec: RunSpec, named: Sequence[str]) -> list[str]:
+    """Return who is asked: the command line's names, else the spec's; none = everybody in reach."""
+    return list(named) or list(spec.resources.providers)

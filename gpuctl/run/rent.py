@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from gpuctl.errors import CapReached, NoCredentials, NothingRentable
 from gpuctl.fleet.acquire import DEFAULT_MAX_DURATION, Need, acquire
+from gpuctl.fleet.asking import ask_rentable, nothing_found
 from gpuctl.fleet.keeper import Keeper
 from gpuctl.fleet.watchdog import ensure_watchdog
 from gpuctl.ledger import MachineRow
-from gpuctl.market import nearest
-from gpuctl.policy import choose
+from gpuctl.policy import History, choose, offer_key, pool_of
 from gpuctl.run.caps import Allowance
 from gpuctl.run.launch import agent_folder
-from gpuctl.run.prepare import quote, want_of
+from gpuctl.run.prepare import asked, caps_of, spot_of, want_of
 from gpuctl.run.work import Work
 from providers.base import AuthFailed, Machine, Offer, PriceChanged, ProviderError
 
-Refusals = set[tuple[str, str]]
-"""(provider, offer id) of what was tried and refused, or found unfit."""
+Refusals = set[str]
+"""`offer_key` of what was tried and refused, or found unfit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,30 +33,55 @@ class Rented:
     offer: Offer
 
 
-def candidates(work: Work, refused: frozenset[tuple[str, str]], recoveries: int) -> list[Offer]:
+def candidates(work: Work, refused: Refusals, recoveries: int) -> list[Offer]:
     """Ask the market and rank what it has.
 
     Raises:
         NothingRentable: nothing that was not refused already.
+        NoCredentials: nobody who was asked has credentials.
     """
-    found = quote(work.fleet, work.spec, work.named, minutes=None)
+    spec, fleet = work.spec, work.fleet
+    want, named = want_of(spec), asked(spec, work.named)
+    found = ask_rentable(fleet, want, named)
     for error in found.errors:
         work.report.warn(f"{error.provider}: {error.message}")
+    if not found.offers:
+        raise nothing_found(fleet, want, named, found)
+    run = work.row()
+    deadline = caps_of(spec, run.created_at).deadline
     ranked = choose(
         found.offers,
-        spot=work.spec.resources.spot,
+        spot=spot_of(spec),
+        max_price_hour=spec.resources.max_price,
         refused=refused,
-        recoveries=recoveries,
-        max_price_hour=work.spec.resources.max_price,
+        history=_history(run.machines, fleet.clock.now()),
+        recoveries_left=spec.on_interruption.max_recoveries - recoveries,
+        deadline_hours=_hours(deadline - fleet.clock.now()) if deadline else None,
+        window_hours=_hours(deadline - run.created_at) if deadline else None,
     )
     if not ranked:
-        want = want_of(work.spec)
         raise NothingRentable(
-            "Nothing rentable matches what the spec asks for"
-            + (f" ({len(refused)} offers were tried and refused)" if refused else ""),
-            next="; ".join(nearest(want, found.offers)) or "Ask for less, or other providers.",
+            f"Every offer that matches was tried and refused ({len(refused)})",
+            next="Ask for something else, or try again later.",
         )
-    return ranked
+    return [candidate.offer for candidate in ranked]
+
+
+def _history(machines: Sequence[MachineRow], now: datetime) -> History:
+    """Return what the markets have done to this run's machines up to now."""
+    taken: Counter[str] = Counter()
+    hours: dict[str, float] = {}
+    for row in machines:
+        if not row.spot or row.created_at is None:
+            continue
+        market = pool_of(row.provider, row.region, row.gpu, row.gpu_count, spot=True)
+        hours[market] = hours.get(market, 0.0) + _hours((row.ended_at or now) - row.created_at)
+        taken[market] += row.interrupted is not None
+    return History(taken, hours)
+
+
+def _hours(span: timedelta) -> float:
+    return max(span.total_seconds() / 3600, 0.0)
 
 
 def rent(
@@ -74,7 +101,7 @@ def rent(
         MayStillBill: a create's outcome is unknown; nothing else is rented meanwhile.
     """
     last: ProviderError | None = None
-    for offer in candidates(work, frozenset(refused), recoveries):
+    for offer in candidates(work, refused, recoveries):
         work.stop.check()
         work.report.step(
             f"renting {offer.gpu or 'a CPU machine'} from {offer.provider} "
@@ -89,7 +116,7 @@ def rent(
                 guard=lambda: ensure_watchdog(work.fleet.home, work.fleet.environ),
             )
         except ProviderError as error:
-            refused.add((offer.provider, offer.id))
+            refused.add(offer_key(offer))
             work.report.warn(f"{offer.provider} refused: {error}")
             last = error
             continue

@@ -1,0 +1,55 @@
+# Two commands matter: `make demo` shows gpuctl at work on this computer, `make test` checks it.
+# Both first make .venv (scripts/bootstrap.sh), which is quick when nothing changed.
+# Written for GNU make 3.81, which is what macOS ships.
+
+BIN := .venv/bin
+DEMO := examples/quickstart
+DEMO_HOME := $(CURDIR)/.make/demo-home
+PYTEST_FLAGS :=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint test-slow bench clean installed-run installed-dev
+
+help:
+	@echo "make demo       a real training on this computer, its machine taken away in the middle"
+	@echo "make test       lint and all quick tests"
+	@echo "make lint       ruff and mypy"
+	@echo "make test-slow  the tests that take minutes"
+	@echo "make bench      the benchmarks"
+	@echo "make clean      remove what can be made again, except .venv"
+
+# The exit code of `gpuctl run` is 0 only when the run succeeded; the recipe stops at anything else.
+demo: installed-run
+	@rm -rf "$(DEMO)/artifacts"
+	GPUCTL_HOME="$(DEMO_HOME)" $(BIN)/gpuctl run $(DEMO)/train.yaml --provider local \
+		--rehearse-interruption 8s --yes
+	@test -n "$$(find "$(DEMO)/artifacts" -name metrics.json)" || \
+		{ echo "demo: the run succeeded but $(DEMO)/artifacts has no metrics.json" >&2; exit 1; }
+	GPUCTL_HOME="$(DEMO_HOME)" $(BIN)/gpuctl audit
+
+test: lint
+	$(BIN)/pytest -n 2 -m "not slow" $(PYTEST_FLAGS)
+
+lint: installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test-slow: installed-dev
+	$(BIN)/pytest -m slow $(PYTEST_FLAGS)
+
+bench: installed-dev
+	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+
+clean:
+	@if [ -n "$$(ls -A "$(DEMO_HOME)/local/machines" 2>/dev/null)" ]; then \
+		echo "clean: a machine of the demo is still there. End it first:" >&2; \
+		echo "  GPUCTL_HOME=$(DEMO_HOME) $(BIN)/gpuctl terminate --all --yes" >&2; exit 1; fi
+	rm -rf .make build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis "$(DEMO)/artifacts"
+	find . -name .venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+installed-run:
+	@sh scripts/bootstrap.sh run
+
+installed-dev:
+	@sh scripts/bootstrap.sh dev

@@ -1,0 +1,216 @@
+"""`terminate`, `reap` and `audit`: ending machines, and showing that nothing still bills."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from gpuctl.cli import shapes
+from gpuctl.cli.opening import opened
+from gpuctl.cli.options import ask, example, json_option, require_answer, yes_option
+from gpuctl.cli.output import Partial, emit, error_shape
+from gpuctl.cli.terminal import Terminal, line, table
+from gpuctl.errors import GpuctlError, MayStillBill, UsageError
+from gpuctl.fleet.audit import Audit, Billing
+from gpuctl.fleet.audit import audit as audit_all
+from gpuctl.fleet.context import Fleet
+from gpuctl.fleet.reap import Reaped, Seen, Trouble
+from gpuctl.fleet.reap import reap as reap_all
+from gpuctl.fleet.receipt import Receipt
+from gpuctl.fleet.release import receipt_of, release_all
+from gpuctl.ledger import MachineRow
+from gpuctl.quantities import format_money
+
+
+@click.command(
+    epilog=example("gpuctl terminate gpuctl-demo-1a2b3c-0123abcd --yes", "gpuctl terminate --all")
+)
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--all", "every", is_flag=True, help="Every machine of this home.")
+@yes_option
+@json_option
+def terminate(names: tuple[str, ...], every: bool, yes: bool, as_json: bool) -> None:
+    """Destroy machines and prove it; print a receipt for each.
+
+    Nothing is fetched from them first: `gpuctl download` or `gpuctl cancel` do that. A machine
+    that has ended already gives its receipt again.
+    """
+    if bool(names) == every:
+        raise UsageError("Name machines, or say --all", next="`gpuctl list` shows them.")
+    with Terminal() as terminal, opened(terminal.say) as fleet:
+        rows = _named(fleet, names) if names else fleet.ledger.machines(open_only=True)
+        if any(not row.closed for row in rows):
+            require_answer(yes, "terminate")
+            ask(yes, "terminate", f"Destroy {', '.join(row.name for row in rows)}?")
+        receipts, errors = release_all(fleet, rows, why="terminate")
+        receipts += _unproven(fleet, rows, receipts)
+        document: shapes.Shape = {"receipts": [shapes.receipt(one) for one in receipts]}
+        if not as_json:
+            show_receipts(receipts)
+        if errors:
+            document["errors"] = [error_shape(one) for one in errors]
+            raise Partial(together(errors), document)
+        if as_json:
+            emit(document)
+
+
+def _named(fleet: Fleet, names: Sequence[str]) -> list[MachineRow]:
+    found = [fleet.ledger.find_machine(name) for name in names]
+    return list({row.name: row for row in found}.values())
+
+
+def _unproven(
+    fleet: Fleet, rows: Sequence[MachineRow], receipts: Sequence[Receipt]
+) -> list[Receipt]:
+    """How far those came that have no receipt yet: unconfirmed, with the cost so far."""
+    done = {one.name for one in receipts}
+    now = fleet.clock.now()
+    return [
+        receipt_of(fleet.ledger.machine(row.name) or row, now)
+        for row in rows
+        if row.name not in done
+    ]
+
+
+def show_receipts(receipts: Sequence[Receipt]) -> None:
+    """Print receipts for a person."""
+    if not receipts:
+        line("Nothing to end.")
+    for one in receipts:
+        if one.confirmed:
+            line(
+                f"{one.name}: gone, {format_money(one.cost_usd)} ({one.cost_source}); "
+                f"{one.provider} said so {len(one.confirmed_by)} times, "
+                f"first at {one.confirmed_by[0].at:%H:%M:%S} UTC: {one.confirmed_by[0].answer}"
+            )
+        else:
+            line(f"{one.name}: not proven gone, {format_money(one.cost_usd)} so far")
+        for left in one.leftovers:
+            line(f"  left over: {left.kind} {left.id}")
+
+
+def together(errors: Sequence[GpuctlError]) -> GpuctlError:
+    """Make one error of several: what may bill decides."""
+    first = max(errors, key=lambda error: error.may_bill)
+    if len(errors) == 1:
+        return first
+    message = "; ".join(error.message for error in errors)
+    if first.may_bill:
+        return MayStillBill(message, machine=first.machine, next=first.next or "`gpuctl audit`.")
+    return GpuctlError(message, machine=first.machine, next=first.next)
+
+
+# -------------------------------------------------------------------- reap and audit
+
+
+@click.command(epilog=example("gpuctl reap --dry-run", "gpuctl reap --json"))
+@click.option("--dry-run", is_flag=True, help="Only list what would be destroyed.")
+@json_option
+def reap(dry_run: bool, as_json: bool) -> None:
+    """Destroy what is ours and has no living keeper, on every account. Never asks.
+
+    Made for cron and CI: it also works on a computer without the ledger, with GPUCTL_OWNER set.
+    Other owners' living machines, unmarked ones and Terraform's are only listed.
+    """
+    with Terminal() as terminal, opened(terminal.say) as fleet:
+        done = reap_all(fleet, dry_run=dry_run)
+        document = shapes.reaped(done, fleet.clock.now())
+        if not as_json:
+            _show_reaped(done)
+        if done.errors:
+            raise Partial(_not_everybody("reap", done.errors), document)
+        if as_json:
+            emit(document)
+
+
+def _show_reaped(done: Reaped) -> None:
+    if done.receipts:
+        show_receipts(done.receipts)
+    for one in done.would_reap:
+        line(f"would destroy {_about(one)}")
+    if not done.receipts and not done.would_reap:
+        line("Nothing to reap.")
+    for one in done.kept:
+        line(f"kept {_about(one)}")
+    _show_troubles(done.errors)
+
+
+def _about(one: Seen) -> str:
+    return f"{one.machine.name or one.machine.provider_id} at {one.machine.provider}: " + (
+        one.verdict.why
+    )
+
+
+@click.command(epilog=example("gpuctl audit", "gpuctl audit --json"))
+@json_option
+def audit(as_json: bool) -> None:
+    """List everything that still bills on every account, and whose it is.
+
+    Exit 0 only when all of it is accounted for and every provider answered; else 6.
+    """
+    with Terminal() as terminal, opened(terminal.say) as fleet:
+        done = audit_all(fleet)
+        document = shapes.audit(done, fleet.clock.now())
+        if not as_json:
+            _show_audit(done)
+        if not done.clean:
+            raise Partial(_unclean(done), document)
+        if as_json:
+            emit(document)
+
+
+def _show_audit(done: Audit) -> None:
+    if done.billing:
+        table(
+            ["WHOSE", "WHAT", "PROVIDER", "STATE", "USD/H>", "UNACCOUNTED"],
+            [_billing_row(one) for one in done.billing],
+        )
+    elif not done.errors:
+        line("Nothing is billing.")
+    _show_troubles(done.errors)
+
+
+def _billing_row(one: Billing) -> list[object]:
+    if one.machine is not None:
+        price = one.row.price_hour if one.row is not None else one.machine.price_hour
+        return [
+            one.whose,
+            one.machine.name or one.machine.provider_id,
+            one.machine.provider,
+            one.machine.state,
+            "" if price is None else f"{price:.4f}",
+            one.unaccounted,
+        ]
+    assert one.leftover is not None  # it is one or the other
+    what = f"{one.leftover.kind} {one.leftover.id}"
+    return [one.whose, what, one.leftover.provider, "", "", one.unaccounted]
+
+
+def _unclean(done: Audit) -> GpuctlError:
+    if not done.unaccounted:
+        return _not_everybody("audit", done.errors)
+    first = done.unaccounted[0]
+    name = first.machine.name if first.machine else first.leftover.name if first.leftover else ""
+    rest = f" and {len(done.unaccounted) - 1} more" if len(done.unaccounted) > 1 else ""
+    return MayStillBill(
+        f"Unaccounted for: {name}{rest} ({first.unaccounted})",
+        machine=name,
+        next="`gpuctl reap` destroys what is ours and nobody looks after.",
+    )
+
+
+def _not_everybody(command: str, errors: Sequence[Trouble]) -> MayStillBill:
+    told = "; ".join(one.message for one in errors)
+    named = next((one.machine for one in errors if one.machine), None)
+    given = next((one.next for one in errors if one.next), None)
+    return MayStillBill(
+        told,
+        machine=named,
+        next=given or f"Put that right and run `gpuctl {command}` again; until then nobody knows.",
+    )
+
+
+def _show_troubles(errors: Sequence[Trouble]) -> None:
+    for one in errors:
+        line(f"{one.provider or one.machine}: {one.kind}: {one.message}")

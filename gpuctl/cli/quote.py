@@ -1,0 +1,115 @@
+"""`quote`: what the market has now."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import click
+
+from gpuctl.cli import shapes
+from gpuctl.cli.opening import opened
+from gpuctl.cli.options import MONEY, Filters, example, filters, json_option
+from gpuctl.cli.output import Partial, emit
+from gpuctl.cli.terminal import Terminal, line, safe, table
+from gpuctl.errors import GpuctlError, UsageError
+from gpuctl.fleet.asking import ask_market, nothing_found
+from gpuctl.market import Quote
+from gpuctl.quantities import format_gb, format_money
+from providers.base import Offer
+
+
+@click.command(
+    epilog=example(
+        "gpuctl quote --gpu A100-40GB --gpu RTX-4090 --spot",
+        "gpuctl quote --gpu 24GB+ --hours 4 --budget 10 --json",
+        "gpuctl quote --gpu none --cpus 8 --offline",
+    )
+)
+@filters
+@click.option(
+    "--hours",
+    type=click.FloatRange(0, 10_000, min_open=True),
+    help="Reckon what this many hours of work cost: set-up, storage and interruptions included.",
+)
+@click.option("--budget", type=MONEY, help="Reckon how many such runs it buys. Needs --hours.")
+@click.option(
+    "--limit", type=click.IntRange(1), default=20, show_default=True, help="Offers shown."
+)
+@click.option("--offline", is_flag=True, help="Ask nobody: dated reference prices only.")
+@json_option
+def quote(
+    chosen: Filters,
+    hours: float | None,
+    budget: Decimal | None,
+    limit: int,
+    offline: bool,
+    as_json: bool,
+) -> None:
+    """Show offers from every provider at once, cheapest first.
+
+    A provider without credentials gives its reference prices, which are labelled and dated.
+    """
+    if budget is not None and hours is None:
+        raise UsageError("--budget needs --hours: a budget buys runs of a length")
+    with opened() as fleet, Terminal() as terminal:
+        want = chosen.want()
+        found = ask_market(
+            fleet, want, chosen.providers, offline=offline, hours=hours, budget=budget
+        )
+        document = {
+            "offers": [_shape(found, one) for one in found.offers[:limit]],
+            "errors": [
+                {"provider": one.provider, "kind": one.kind, "message": one.message}
+                for one in found.errors
+            ],
+        }
+        for note in found.notes:
+            terminal.say(note)
+        for error in found.errors:
+            terminal.warn(f"{error.provider}: {error.message}")
+        if not found.offers:
+            error_: GpuctlError = nothing_found(fleet, want, chosen.providers, found)
+            raise Partial(error_, document)
+        if as_json:
+            emit(document)
+            return
+        show_offers(found, found.offers[:limit], with_runs=hours is not None)
+        if len(found.offers) > limit:
+            line(f"… and {len(found.offers) - limit} more; --limit shows them.")
+
+
+def _shape(found: Quote, one: Offer) -> shapes.Shape:
+    cost = found.run_cost(one)
+    if cost is None:
+        return shapes.offer(one)
+    return shapes.offer(one, run_cost=cost.run_cost, runs=cost.runs_in_budget)
+
+
+def show_offers(found: Quote, offers: tuple[Offer, ...], *, with_runs: bool) -> None:
+    """Print offers for a person; every reference price says how old it is."""
+    headers = ["GPU", "VRAM>", "MARKET", "USD/H>", "PROVIDER", "REGION", "CPUS>", "RAM>", "SOURCE"]
+    if with_runs:
+        headers += ["RUN>", "RUNS>"]
+    table([*headers, "ID"], [_row(found, one, with_runs) for one in offers])
+
+
+def _row(found: Quote, one: Offer, with_runs: bool) -> list[object]:
+    row: list[object] = [
+        f"{one.gpu_count}x {one.gpu}" if one.gpu else "none",
+        "" if one.vram_gb is None else format_gb(one.vram_gb),
+        "spot" if one.spot else "on-demand",
+        f"{one.price_hour:.4f}",
+        one.provider,
+        one.region,
+        "" if one.vcpus is None else f"{one.vcpus:g}",
+        "" if one.ram_gb is None else format_gb(one.ram_gb),
+        "live" if one.source == "live" else f"reference of {one.as_of:%Y-%m-%d}",
+    ]
+    if with_runs:
+        cost = found.run_cost(one)
+        endless = cost is None or cost.run_cost is None
+        row += [
+            "never ends" if endless or cost is None else format_money(cost.run_cost or Decimal(0)),
+            "" if cost is None or cost.runs_in_budget is None else cost.runs_in_budget,
+        ]
+    return [*row, safe(one.id)]

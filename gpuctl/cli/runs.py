@@ -1,0 +1,196 @@
+"""`runs`, `status`, `logs` and `checkpoints`: what the ledger and the journal say of runs."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+
+import click
+
+from gpuctl.cli import shapes
+from gpuctl.cli.opening import opened
+from gpuctl.cli.options import example, follow_json_option, json_option
+from gpuctl.cli.output import emit
+from gpuctl.cli.terminal import line, table
+from gpuctl.errors import UsageError
+from gpuctl.fleet.context import Fleet
+from gpuctl.ledger import RunRow
+from gpuctl.quantities import format_bytes, format_money
+from gpuctl.run.journal import Entry, Journal
+
+_POLL_SECONDS = 0.5
+
+
+@click.command(epilog=example("gpuctl runs", "gpuctl runs --limit 5 --json"))
+@click.option("--limit", type=click.IntRange(1), help="Only the newest this many.")
+@json_option
+def runs(limit: int | None, as_json: bool) -> None:
+    """List the runs of this home, newest first. Reads the ledger only."""
+    with opened() as fleet:
+        now = fleet.clock.now()
+        rows = fleet.ledger.runs(limit=limit)
+        if as_json:
+            emit({"runs": [shapes.run(row, now) for row in rows]})
+            return
+        if not rows:
+            line("No runs yet. `gpuctl init` writes a first train.yaml.")
+            return
+        table(
+            ["RUN", "STATE", "ATTEMPTS>", "COST>", "STARTED", "REASON"],
+            [
+                (
+                    row.id,
+                    row.state,
+                    len(row.attempts),
+                    format_money(row.cost_so_far(now)),
+                    _local(row.created_at),
+                    shapes.reason(row),
+                )
+                for row in rows
+            ],
+        )
+
+
+@click.command(epilog=example("gpuctl status demo-1a2b3c", "gpuctl status demo --json"))
+@click.argument("run")
+@json_option
+def status(run: str, as_json: bool) -> None:
+    """Show one run with its attempts, checkpoints and outputs. RUN is any unique part of its id."""
+    with opened() as fleet:
+        row = fleet.ledger.find_run(run)
+        now = fleet.clock.now()
+        if as_json:
+            emit({"run": shapes.run(row, now)})
+        else:
+            show_run(row, now)
+
+
+def show_run(row: RunRow, now: datetime) -> None:
+    """Print one run for a person."""
+    line(f"{row.id}: {row.state}, {format_money(row.cost_so_far(now))} so far")
+    if why := shapes.reason(row):
+        line(f"  {why}")
+    if row.exit_code is not None:
+        line(f"  exit code {row.exit_code}")
+    if row.attempts:
+        rented = {machine.name: machine for machine in row.machines}
+        table(
+            ["ATTEMPT>", "MACHINE", "PROVIDER", "STARTED", "OUTCOME", "COST>", "REASON"],
+            [
+                (
+                    one.number,
+                    one.machine,
+                    machine.provider if (machine := rented.get(one.machine)) else "",
+                    _local(one.started_at),
+                    one.outcome or "at work",
+                    format_money(
+                        one.cost_usd
+                        if one.cost_usd is not None or machine is None
+                        else machine.cost_so_far(now)
+                    )
+                    if one.cost_usd is not None or machine is not None
+                    else "",
+                    one.reason,
+                )
+                for one in row.attempts
+            ],
+        )
+    if row.checkpoints:
+        last = row.checkpoints[-1]
+        line(f"{len(row.checkpoints)} checkpoints in {row.store}; the newest is {last.name}")
+    for output in row.outputs:
+        line(f"output {output.source} -> {output.target} ({format_bytes(output.bytes)})")
+
+
+@click.command(epilog=example("gpuctl checkpoints demo-1a2b3c", "gpuctl checkpoints demo --json"))
+@click.argument("run")
+@json_option
+def checkpoints(run: str, as_json: bool) -> None:
+    """List what of a run is durable: whole checkpoints in its store, oldest first."""
+    with opened() as fleet:
+        row = fleet.ledger.find_run(run)
+        if as_json:
+            emit(
+                {
+                    "run": row.id,
+                    "store": row.store,
+                    "checkpoints": [shapes.checkpoint(one) for one in row.checkpoints],
+                }
+            )
+            return
+        if not row.checkpoints:
+            line(f"{row.id} has no whole checkpoint yet.")
+            return
+        line(f"In {row.store}:")
+        table(
+            ["NAME", "STEP>", "VERSION>", "ATTEMPT>", "SIZE>", "AT"],
+            [
+                (one.name, one.step, one.version, one.attempt, format_bytes(one.bytes),
+                 _local(one.at))
+                for one in row.checkpoints
+            ],
+        )
+
+
+@click.command(epilog=example("gpuctl logs demo-1a2b3c -f", "gpuctl logs demo --tail 20"))
+@click.argument("run")
+@click.option("--follow", "-f", is_flag=True, help="Go on until the run has ended.")
+@click.option("--attempt", type=click.IntRange(1), help="Only this attempt.")
+@click.option("--tail", type=click.IntRange(0), help="Begin with the last this many lines.")
+@follow_json_option
+def logs(run: str, follow: bool, attempt: int | None, tail: int | None, as_json: bool) -> None:
+    """Print what a run's job wrote, from every attempt.
+
+    With --json one object a line: {"attempt", "at", "stream", "text"}.
+    """
+    with opened() as fleet:
+        row = fleet.ledger.find_run(run)
+        if attempt is not None and not follow and attempt > len(row.attempts):
+            raise UsageError(f"{row.id} has no attempt {attempt}; it has had {len(row.attempts)}")
+        journal = Journal(fleet.home, row.id)
+        # The state is read before the journal: what was written before a run ended is all shown.
+        going_on = _goes_on(fleet, row.id)
+        entries, offset = journal.read()
+        _show([one for one in entries if attempt in (None, one.attempt)], as_json, tail)
+        while follow and going_on:
+            fleet.clock.sleep(_POLL_SECONDS)
+            going_on = _goes_on(fleet, row.id)
+            entries, offset = journal.read(offset)
+            _show([one for one in entries if attempt in (None, one.attempt)], as_json, None)
+
+
+def _goes_on(fleet: Fleet, run_id: str) -> bool:
+    row = fleet.ledger.run(run_id)
+    return row is not None and row.state not in shapes.RUN_ENDED and not _forsaken(row)
+
+
+def _forsaken(row: RunRow) -> bool:
+    """Whether nobody is left who would write more."""
+    return shapes.reason(row) != row.reason
+
+
+def _show(entries: list[Entry], as_json: bool, tail: int | None) -> None:
+    if as_json:
+        for entry in entries if tail is None else entries[len(entries) - tail :]:
+            emit(
+                {
+                    "attempt": entry.attempt,
+                    "at": shapes.moment(datetime.fromtimestamp(entry.at, UTC)),
+                    "stream": entry.stream,
+                    "text": entry.text,
+                }
+            )
+        return
+    text = "".join(entry.text for entry in entries)
+    sys.stdout.write(text if tail is None else last_lines(text, tail))
+    sys.stdout.flush()
+
+
+def last_lines(text: str, count: int) -> str:
+    """Return the last lines of a text."""
+    lines = text.splitlines(keepends=True)
+    return "".join(lines[max(len(lines) - count, 0) :])
+
+
+def _local(when: datetime) -> str:
+    return f"{when.astimezone():%Y-%m-%d %H:%M}"

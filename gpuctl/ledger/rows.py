@@ -1,0 +1,158 @@
+"""What is read from the ledger: machines, runs, attempts, checkpoints and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Literal
+
+from gpuctl.ledger.costs import Price, cost_between, rounded, share
+from providers.base import State
+
+Closed = Literal["gone", "refused", "absent", "forgotten"]
+
+
+@dataclass(frozen=True, slots=True)
+class MachineRow:
+    """One machine, as the ledger knows it now."""
+
+    name: str
+    provider: str
+    provider_id: str | None  # None until the provider has named it
+    state: State | Literal["intended"]
+    gpu: str | None
+    gpu_count: int
+    spot: bool
+    price_hour: Decimal  # USD, whole machine, now; 0 when it was found and nobody knows
+    region: str
+    disk_gb: float
+    offer_id: str
+    access: Mapping[str, Any] | None  # how to reach it, as it was recorded
+    lease_until: datetime
+    lease_seconds: float
+    hard_end: datetime
+    run: str | None
+    attempt: int | None
+    owner: str
+    keeper: Mapping[str, Any] | None  # role, host, boot, pid, started
+    detached: bool
+    purpose: str  # "run" or "provision"
+    intended_at: datetime
+    created_at: datetime | None
+    ready_at: datetime | None
+    ended_at: datetime | None
+    interrupted: str | None  # the provider's reason for taking it away
+    destroy_asked_at: datetime | None
+    cost_usd: Decimal | None  # final; None while it is not known
+    cost_source: str | None  # who said so; None while it runs
+    confirmed_by: tuple[Mapping[str, Any], ...]  # call, at, answer: who says that it is gone
+    in_doubt: bool  # nobody knows whether the create call made it
+    closed_by: Closed | None
+    prices: tuple[Price, ...]
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more is expected of it: gone, refused, absent or forgotten."""
+        return self.closed_by is not None
+
+    @property
+    def billing_from(self) -> datetime | None:
+        """From when on it costs money, or may: None while its create call has no answer."""
+        if self.created_at is not None:
+            return self.created_at
+        return self.intended_at if self.in_doubt else None
+
+    def cost_so_far(self, now: datetime) -> Decimal:
+        """Return what it has cost up to ``now``, in USD: the final figure where there is one."""
+        if self.cost_usd is not None:
+            return self.cost_usd
+        start = self.billing_from
+        if start is None:
+            return Decimal(0)
+        return rounded(cost_between(self.prices, start, self.ended_at or now))
+
+    def cost_since(self, moment: datetime, now: datetime) -> Decimal:
+        """Return the part of `cost_so_far` that falls after a moment, in USD."""
+        start = self.billing_from
+        if start is None:
+            return Decimal(0)
+        end = self.ended_at or now
+        if self.cost_usd is None:
+            return rounded(cost_between(self.prices, max(start, moment), end))
+        return rounded(share(self.cost_usd, start, end, moment))
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRow:
+    """One attempt of a run."""
+
+    number: int
+    machine: str
+    started_at: datetime
+    ended_at: datetime | None
+    outcome: str | None  # one of `events.OUTCOMES`; None while it lasts
+    exit_code: int | None
+    reason: str | None
+    cost_usd: Decimal | None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRow:
+    """One checkpoint that is whole in its store."""
+
+    attempt: int
+    seq: int
+    name: str
+    version: int
+    step: int | None
+    at: datetime
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRow:
+    """One output that was brought back."""
+
+    source: str  # the spec's `from`
+    target: str
+    bytes: int
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """One run, as the ledger knows it now."""
+
+    id: str
+    name: str
+    state: str  # one of `events.RUN_STATES`
+    reason: str | None
+    exit_code: int | None
+    spec: Mapping[str, Any]
+    spec_file: str | None
+    owner: str
+    store: str  # a folder or an s3:// location
+    options: Mapping[str, Any] | None
+    created_at: datetime
+    ended_at: datetime | None  # None while it goes on
+    detached: bool
+    keeper: Mapping[str, Any] | None
+    attempts: tuple[AttemptRow, ...]  # by number
+    checkpoints: tuple[CheckpointRow, ...]  # oldest first; pruned ones are left out
+    outputs: tuple[OutputRow, ...]
+    machines: tuple[MachineRow, ...]  # every one that was rented for it, oldest first
+
+    def cost_so_far(self, now: datetime) -> Decimal:
+        """Return what it has cost up to ``now``, in USD.
+
+        That is every machine rented for it, also those that never came to an attempt, and
+        attempts on machines that were not rented for it.
+        """
+        rented = {machine.name for machine in self.machines}
+        total = sum((machine.cost_so_far(now) for machine in self.machines), Decimal(0))
+        for attempt in self.attempts:
+            if attempt.machine not in rented:
+                total += attempt.cost_usd or Decimal(0)
+        return total
