@@ -65,6 +65,7 @@ def open_home(environ: Mapping[str, str] = os.environ) -> Home:
     path = home_path(environ)
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _keep_out_of_trees(path / ".gitignore")
         owner = environ.get("GPUCTL_OWNER") or _kept_owner(path / "owner")
     except OSError as error:
         raise UsageError(
@@ -77,6 +78,12 @@ def open_home(environ: Mapping[str, str] = os.environ) -> Home:
             next="Correct GPUCTL_OWNER, or the file 'owner' in GPUCTL_HOME.",
         )
     return Home(path, owner)
+
+
+def _keep_out_of_trees(file: Path) -> None:
+    """A home inside somebody's project is neither committed nor sent to a machine with it."""
+    if not file.exists():
+        file.write_text("*\n")
 
 
 def _kept_owner(file: Path) -> str:

@@ -100,9 +100,8 @@ def parse_duration(value: object) -> timedelta:
     if re.fullmatch(_NUMBER, text):
         if Decimal(text) == 0:
             return timedelta()
-        raise ValueError(
-            f"{DURATION_EXPECTED}; {shown(value)} has no unit: {text}s, {text}m, {text}h?"
-        )
+        units = f": {text}s, {text}m, {text}h?" if len(text) < 10 else ""
+        raise ValueError(f"{DURATION_EXPECTED}; {shown(value)} has no unit{units}")
     seconds, place, rank = Decimal(0), 0, -1
     while place < len(text):
         part = _PART.match(text, place)

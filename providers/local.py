@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -142,7 +143,7 @@ class LocalProvider:
             with local_start.begin(folder, self.environ) as starter:
                 local_python.build(folder / "venv")
                 local_start.hear(starter)
-        except (OSError, ValueError, local_start.NotStarted) as e:
+        except (OSError, ValueError, subprocess.SubprocessError, local_start.NotStarted) as e:
             self._clear_away(record.name)
             raise NoCapacity(f"The machine {record.name} did not start: {e}.") from e
         return self.get(record.name)

@@ -6,6 +6,7 @@ import os
 import pwd
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,18 +25,27 @@ _DIVERTING = re.compile(
 _SECRET = re.compile(r"_(TOKEN|KEY|PASSWORD|SECRET)$")
 _PIP = """#!/bin/sh
 # pip of this machine: installs into its own Python and nowhere else.
-python={python}
-if "$python" -c 'import pip' 2>/dev/null; then exec "$python" -m pip "$@"; fi
-other={other}
-if "$other" -c 'import pip' 2>/dev/null; then exec "$other" -m pip --python "$python" "$@"; fi
-"$python" -m ensurepip >&2 && exec "$python" -m pip "$@"
+exec {python} -m pip "$@"
 """
+_PIP_MODULE = '''"""Stands in for pip on a Python that has none: gpuctl's own works for it, else ensurepip."""
+import os
+import subprocess
+import sys
+
+other = {other!r}
+if subprocess.run([other, "-c", "import pip"], stderr=subprocess.DEVNULL).returncode == 0:
+    os.execv(other, [other, "-m", "pip", "--python", sys.executable, *sys.argv[1:]])
+# Puts the real one in the place of this.
+subprocess.run([sys.executable, "-m", "ensurepip"], stdout=sys.stderr, check=True)
+os.execv(sys.executable, [sys.executable, "-m", "pip", *sys.argv[1:]])
+'''
+_PIP_LOOK_TIMEOUT_SECONDS = 30
 
 
 def build(venv: Path) -> None:
     """Make a virtual environment on top of the Python below gpuctl's own, with `pip` in it.
 
-    Takes a few milliseconds: pip itself is not copied but run from where it is.
+    Quick, for pip itself is not copied but run from where it is.
 
     Raises:
         OSError, ValueError: the folder cannot be written, or its path holds a ``:``.
@@ -43,11 +53,23 @@ def build(venv: Path) -> None:
     from venv import EnvBuilder  # slow to import
 
     EnvBuilder(symlinks=True, system_site_packages=True).create(venv)
-    python = str(venv / "bin" / "python")
+    python = venv / "bin" / "python"
     script = venv / "bin" / "pip"
-    script.write_text(_PIP.format(python=shlex.quote(python), other=shlex.quote(sys.executable)))
+    script.write_text(_PIP.format(python=shlex.quote(str(python))))
     script.chmod(0o755)
     (venv / "bin" / "pip3").symlink_to("pip")
+    if not has_pip(python):
+        [packages] = venv.glob("lib/python*/site-packages")
+        (packages / "pip").mkdir()
+        (packages / "pip" / "__init__.py").touch()
+        (packages / "pip" / "__main__.py").write_text(_PIP_MODULE.format(other=sys.executable))
+
+
+def has_pip(python: Path) -> bool:
+    """Whether that Python can import pip, as it cannot on a bare Debian."""
+    argv = [str(python), "-I", "-c", "import pip"]
+    timeout = _PIP_LOOK_TIMEOUT_SECONDS
+    return subprocess.run(argv, capture_output=True, timeout=timeout, check=False).returncode == 0
 
 
 def environment(
@@ -102,7 +124,7 @@ def _login_name() -> str:
 def _path(environ: Mapping[str, str], venv: Path) -> str:
     # The folder of the Python that runs gpuctl, and of the one that the caller has activated,
     # hold tools that install into it.
-    theirs = {str(Path(sys.prefix) / "bin")}
+    theirs = {str(Path(sys.prefix) / "bin")} if sys.prefix != sys.base_prefix else set()
     if active := environ.get("VIRTUAL_ENV"):
         theirs.add(str(Path(active) / "bin"))
     given = [x for x in environ.get("PATH", os.defpath).split(os.pathsep) if x.startswith("/")]

@@ -38,7 +38,6 @@ BROKEN: dict[str, tuple[int | None, str, str]] = {
     "checkpoints-dir-is-workdir": (3, "checkpoints.dir", "below the workdir"),
     "checkpoints-keep-zero": (4, "checkpoints.keep", "at least 1"),
     "checkpoints-store-ftp": (4, "checkpoints.store", "s3://bucket/prefix"),
-    "checkpoints-without-dir": (2, "checkpoints.dir", "is required"),
     "colon-in-text": (2, "", "needs quotes"),
     "control-character": (2, "", r"control character '\x07'"),
     "count-half": (4, "resources.count", "whole number"),
@@ -156,7 +155,13 @@ BROKEN: dict[str, tuple[int | None, str, str]] = {
 # What only the tool itself can judge: several keys at once, or what else exists in the world.
 BEYOND_THE_SCHEMA = {
     *("bf16-without-gpu", "count-without-gpu", "min-vram-without-gpu", "more-free-than-disk"),
-    *("nodes-two", "data-in-checkpoints", "secrets-also-in-env", "secrets-twice"),
+    *(
+        "checkpoints-without-dir",
+        "nodes-two",
+        "data-in-checkpoints",
+        "secrets-also-in-env",
+        "secrets-twice",
+    ),
     *("gpu-unknown", "provider-unknown", "gpu-none-and-more", "env-account-key"),
     *("secrets-account-key", "deadline-no-such-day", "deadline-only-day"),
     *("deadline-without-zone", "disk-huge", "money-huge", "duration-of-centuries"),
@@ -214,7 +219,7 @@ def structurally_broken() -> Iterator[str]:
         yield name
 
 
-@pytest.mark.parametrize("name", structurally_broken())
+@pytest.mark.parametrize("name", list(structurally_broken()))
 def test_the_schema_rejects_what_is_structurally_broken(name: str) -> None:
     value = parse((FOLDER / f"{name}.yaml").read_text(), verbatim=is_verbatim).value
     assert not Draft202012Validator(json_schema()).is_valid(value)
@@ -243,7 +248,7 @@ MADE: dict[str, tuple[bytes, int | None, str]] = {
     "many-brackets": (b"run: " + b"[" * 250_000, 1, "levels deep"),
     "one-long-key": (GOOD + b"k" * 250_000 + b": 1\n", None, ""),
     "one-long-value": (GOOD + b"name: " + b"n" * 250_000, 2, "at most 63"),
-    "many-escapes": (GOOD + b'name: "' + b"\\n" * 120_000 + b'"\n', 2, "at most 63"),
+    "many-escapes": (GOOD + b'name: "a' + b"\\n" * 120_000 + b'"\n', 2, "at most 63"),
     "many-anchors": (
         GOOD + b"".join(b"k%d: &a%d 1\n" % (i, i) for i in range(9_000)),
         None,

@@ -653,7 +653,7 @@ def guard_state(folder: Folder) -> Optional[Json]:
 
 # ============================================================== log
 
-_RECORD = re.compile(rb"([0-9]{1,12}\.[0-9]{6}) (out|err|agent) ([0-9]{1,9})\n")
+_RECORD = re.compile(rb"([0-9]{10}\.[0-9]{6}) (out|err|agent) ([0-9]{1,9})\n")
 _RECORD_HEAD_MAX = 40
 
 
@@ -667,7 +667,7 @@ class Record(NamedTuple):
 
 
 def encode_record(at: float, stream: str, data: bytes) -> bytes:
-    return b"%.6f %s %d\n%s\n" % (at, stream.encode(), len(data), data)
+    return b"%017.6f %s %d\n%s\n" % (at, stream.encode(), len(data), data)
 
 
 def parse_records(content: bytes, offset: int) -> List[Record]:
@@ -726,14 +726,14 @@ def log_end(folder: str) -> int:
 
 
 def read_log(folder: str, start: int, limit: int) -> List[Record]:
-    """Return the records from an offset on: about ``limit`` bytes of them.
+    """Return the records from an offset on: at most ``limit`` bytes of them, but at least one.
 
     Raises:
         AgentError: no record starts at that offset.
     """
     records: List[Record] = []
-    offset, taken = start, 0
-    while taken < limit:
+    offset = start
+    while offset - start < limit:
         starts = log_files(folder)
         if not starts:
             break
@@ -747,7 +747,7 @@ def read_log(folder: str, start: int, limit: int) -> List[Record]:
                 size = os.fstat(file.fileno()).st_size
                 file.seek(offset - file_start)
                 # One whole record always fits into that.
-                piece = file.read(max(min(limit - taken, 1 << 20), LOG_READ_BYTES * 2))
+                piece = file.read(max(min(limit, 1 << 20), LOG_READ_BYTES * 2))
         except FileNotFoundError:  # dropped just now
             continue
         if offset > file_start + size:
@@ -758,8 +758,10 @@ def read_log(folder: str, start: int, limit: int) -> List[Record]:
             raise AgentError("BadOffset", f"no record of the log starts at {offset}") from None
         if not found:
             break
-        records += found
-        taken += found[-1].next - offset
+        for record in found:
+            if records and record.next - start > limit:
+                return records
+            records.append(record)
         offset = found[-1].next
     return records
 
@@ -1712,7 +1714,7 @@ def has_own_proc() -> bool:
 
 
 def process_table() -> Dict[int, Tuple[int, int]]:
-    """Return {pid: (parent, group)} of everything that lives; zombies are dead."""
+    """Return {pid: (parent, group)} of everything that is there, zombies included."""
     table: Dict[int, Tuple[int, int]] = {}
     for name in os.listdir("/proc"):
         if not name.isdigit():
@@ -1722,13 +1724,17 @@ def process_table() -> Dict[int, Tuple[int, int]]:
                 fields = file.read().rpartition(b")")[2].split()
         except OSError:
             continue
-        if len(fields) > 2 and fields[0] not in (b"Z", b"X"):
+        if len(fields) > 2:
             table[int(name)] = (int(fields[1]), int(fields[2]))
     return table
 
 
 def processes_below(root: int) -> Dict[int, int]:
-    """Return {pid: group} of every living descendant; empty where there is no /proc."""
+    """Return {pid: group} of every descendant; empty where there is no /proc.
+
+    Zombies count: they are gone when they are reaped, and the last thread of a process whose
+    first one has ended is not.
+    """
     if not has_own_proc():
         return {}
     table = process_table()

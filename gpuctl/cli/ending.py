@@ -40,8 +40,8 @@ def terminate(names: tuple[str, ...], every: bool, yes: bool, as_json: bool) -> 
         raise UsageError("Name machines, or say --all", next="`gpuctl list` shows them.")
     with Terminal() as terminal, opened(terminal.say) as fleet:
         rows = _named(fleet, names) if names else fleet.ledger.machines(open_only=True)
+        require_answer(yes, "terminate")
         if any(not row.closed for row in rows):
-            require_answer(yes, "terminate")
             ask(yes, "terminate", f"Destroy {', '.join(row.name for row in rows)}?")
         receipts, errors = release_all(fleet, rows, why="terminate")
         receipts += _unproven(fleet, rows, receipts)

@@ -7,6 +7,7 @@ Only click and the standard library are imported here: ``gpuctl --version`` and
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
@@ -61,11 +62,15 @@ COMMANDS = {name: place for commands in TOPICS.values() for name, place in comma
 class LazyGroup(click.Group):
     """A group that knows its commands by name and imports one only to run it."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Return the names of all commands."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(
+        self,
+        ctx: click.Context,  # noqa: ARG002
+        cmd_name: str,
+    ) -> click.Command | None:
         """Import and return one command."""
         if cmd_name not in COMMANDS:
             return None
@@ -86,7 +91,11 @@ class LazyGroup(click.Group):
             ctx.fail(f"There is no command {args[0]!r}.{hint}")
         return super().resolve_command(ctx, args)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(
+        self,
+        ctx: click.Context,  # noqa: ARG002
+        formatter: click.HelpFormatter,
+    ) -> None:
         """Write the commands by topic."""
         for topic, commands in TOPICS.items():
             with formatter.section(topic):
@@ -131,4 +140,7 @@ def run(argv: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """Be the console script."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What a job wrote may not fit the terminal's encoding; that must not end a command.
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from gpuctl import __version__
-from gpuctl.cli.output import Partial, from_provider, show_error, wants_json
+from gpuctl.cli.output import NobodyListens, Partial, from_provider, show_error, wants_json
 from gpuctl.errors import Exit, GpuctlError, Interrupted, UsageError
 from providers.base import ProviderError
 
@@ -29,14 +29,17 @@ def report(error: BaseException, argv: Sequence[str]) -> int:
         return error.code if isinstance(error.code, int) else int(bool(error.code))
     try:
         return _reported(error, argv)
-    except BrokenPipeError:
-        return _nobody_listens()
+    except NobodyListens:
+        return _leave_stdout(_BROKEN_PIPE)
+    except OSError:
+        # Stdout takes no more (its disk is full, say); stderr was told what happened.
+        return _leave_stdout(Exit.FAILED)
 
 
 def _reported(error: BaseException, argv: Sequence[str]) -> int:
     as_json = wants_json(argv)
-    if isinstance(error, BrokenPipeError):
-        return _nobody_listens()
+    if isinstance(error, (NobodyListens, BrokenPipeError)):
+        return _leave_stdout(_BROKEN_PIPE)
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, click.ClickException):
@@ -46,10 +49,8 @@ def _reported(error: BaseException, argv: Sequence[str]) -> int:
 
             emit({"error": error_shape(UsageError(error.format_message(), next=_usage(error)))})
         return error.exit_code
-    document: Mapping[str, object] = {}
-    if isinstance(error, Partial):
-        error, document = error.error, error.document
-    told = _for_people(error, argv)
+    document = error.document if isinstance(error, Partial) else {}
+    told = _for_people(error.error if isinstance(error, Partial) else error, argv)
     show_error(told, as_json=as_json, document=document)
     return int(told.exit_code)
 
@@ -82,11 +83,11 @@ def _usage(error: click.ClickException) -> str | None:
     return f"See `{context.command_path} --help`." if context else None
 
 
-def _nobody_listens() -> int:
-    """Let the interpreter end without complaining that stdout is closed."""
+def _leave_stdout(code: int) -> int:
+    """Let the interpreter end without complaining that stdout cannot be written."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
-    return _BROKEN_PIPE
+    return int(code)
 
 
 def _write_crash(error: BaseException, argv: Sequence[str]) -> str:

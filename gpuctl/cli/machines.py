@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import datetime, timedelta
 
 import click
@@ -105,12 +104,6 @@ def ssh(machine: str, as_json: bool) -> None:
         if as_json:
             emit({"machine": shapes.machine(row, fleet.clock.now())})
             return
-        if not sys.stdin.isatty():
-            raise UsageError(
-                "`gpuctl ssh` needs a terminal",
-                machine=row.name,
-                next=f"`gpuctl exec {row.name} -- COMMAND` works without one.",
-            )
         connection = reopen(fleet, row).connection
         try:
             code = connection.interactive([])

@@ -8,13 +8,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from gpuctl.errors import GpuctlError, UsageError
 from gpuctl.quantities import parse_duration, parse_gb, parse_money
 from providers.base import Want
+
+if TYPE_CHECKING:
+    ParamType = click.ParamType[Any]
+else:
+    ParamType = click.ParamType  # older releases of click cannot be subscripted
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -25,7 +30,7 @@ class Declined(GpuctlError):
     kind = "Declined"
 
 
-class _Parsed(click.ParamType):
+class _Parsed(ParamType):
     """A value that one of `gpuctl.quantities` reads."""
 
     def __init__(self, name: str, parse: Callable[[object], object]) -> None:
@@ -190,9 +195,7 @@ _FILTERS = (
     click.option("--memory", type=SIZE, help="Memory, at least."),
     click.option("--disk", type=SIZE, default="40", show_default=True, help="Disk, at least."),
     click.option("--spot/--on-demand", default=None, help="Only one kind. Default: both."),
-    click.option(
-        "--provider", multiple=True, metavar="P", help="Ask only this one. Repeatable."
-    ),
+    click.option("--provider", multiple=True, metavar="P", help="Ask only this one. Repeatable."),
     click.option("--region", multiple=True, metavar="R", help="Only here. Repeatable."),
     click.option("--min-vram", type=SIZE, help="Memory of one GPU, at least."),
     click.option(

@@ -26,13 +26,30 @@ _PROVIDER_ERRORS: dict[str, type[GpuctlError]] = {
 }
 
 
-class Partial(Exception):  # noqa: N818
+class Partial(Exception):
     """A command that failed and still has something to show: both go into one document."""
 
     def __init__(self, error: GpuctlError, document: Document) -> None:
         super().__init__(error.message)
         self.error = error
         self.document = document
+
+
+class NobodyListens(Exception):
+    """Stdout was closed by whoever read it, as `head` does."""
+
+
+def write(text: str) -> None:
+    """Write a command's result to stdout, at once.
+
+    Raises:
+        NobodyListens: stdout is closed. (Not the OSError, which click would answer itself.)
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        raise NobodyListens from error
 
 
 def wants_json(argv: Sequence[str]) -> bool:
@@ -44,8 +61,7 @@ def wants_json(argv: Sequence[str]) -> bool:
 def emit(document: Document) -> None:
     """Print one JSON document on a line of its own, at once."""
     # ASCII only: it survives every terminal and encoding, and holds no escape sequence.
-    sys.stdout.write(json.dumps(document) + "\n")
-    sys.stdout.flush()
+    write(json.dumps(document) + "\n")
 
 
 def error_shape(error: GpuctlError) -> dict[str, object]:
@@ -68,9 +84,12 @@ def from_provider(error: ProviderError) -> GpuctlError:
 
 def show_error(error: GpuctlError, *, as_json: bool, document: Document | None = None) -> None:
     """Say on stderr what happened; with JSON also print it beside the partial result."""
-    for line in error_lines(error):
-        sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+    try:
+        sys.stderr.write("".join(line + "\n" for line in error_lines(error)))
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        # A terminal that was closed: the exit code and the document still tell.
+        pass
     if as_json:
         emit({**(document or {}), "error": error_shape(error)})
 

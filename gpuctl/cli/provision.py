@@ -45,11 +45,17 @@ from providers.base import Offer
 @click.option("--offer", "offer_id", metavar="ID", help="This offer of `gpuctl quote` only.")
 @click.option("--name", help="The middle part of the machine's name.")
 @click.option(
-    "--lease", type=DURATION, default="2h", show_default=True,
+    "--lease",
+    type=DURATION,
+    default="2h",
+    show_default=True,
     help="How long it lives without `gpuctl extend`.",
 )
 @click.option(
-    "--max-hours", type=click.FloatRange(0, 8784, min_open=True), default=24.0, show_default=True,
+    "--max-hours",
+    type=click.FloatRange(0, 8784, min_open=True),
+    default=24.0,
+    show_default=True,
     help="Its hard end: never renewed.",
 )
 @click.option("--image", help="Container or VM image, where the provider takes one.")
@@ -120,7 +126,7 @@ def _offers(
         for candidate in choose(found.offers, spot=want.spot, max_price_hour=chosen.max_price)
     ]
     if not ranked:
-        raise nothing_found(fleet, want, chosen.providers, found)
+        raise nothing_found(fleet, want, chosen.providers, found, rentable=True)
     if offer_id is None:
         return ranked
     named = [one for one in ranked if one.id == offer_id]

@@ -68,7 +68,9 @@ def quote(
         for error in found.errors:
             terminal.warn(f"{error.provider}: {error.message}")
         if not found.offers:
-            error_: GpuctlError = nothing_found(fleet, want, chosen.providers, found)
+            error_: GpuctlError = nothing_found(
+                fleet, want, chosen.providers, found, offline=offline
+            )
             raise Partial(error_, document)
         if as_json:
             emit(document)

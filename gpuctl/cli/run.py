@@ -14,6 +14,7 @@ from gpuctl.cli.ending import show_receipts
 from gpuctl.cli.opening import opened
 from gpuctl.cli.options import (
     DURATION,
+    ParamType,
     ask,
     example,
     json_option,
@@ -43,7 +44,7 @@ from providers.base import Rehearsal
 _REHEARSAL = re.compile(r"(?P<after>[^,]+)(?:,\s*notice=(?P<notice>[^,]+))?")
 
 
-class _RehearsalType(click.ParamType):
+class _RehearsalType(ParamType):
     name = "8s[,notice=5s]"
 
     def convert(
@@ -56,7 +57,7 @@ class _RehearsalType(click.ParamType):
 
 
 def parse_rehearsal(text: str) -> Rehearsal:
-    """Read ``8s`` or ``8s,notice=5s``: when a machine is taken away, and how long it is told before.
+    """Read ``8s`` or ``8s,notice=5s``: when a machine is taken away, and with how much notice.
 
     Raises:
         ValueError: it is neither.
@@ -79,20 +80,35 @@ def parse_rehearsal(text: str) -> Rehearsal:
     )
 )
 @click.argument("spec_file", metavar="TRAIN.YAML", type=click.Path(path_type=Path))
-@click.option("--provider", "providers", multiple=True, metavar="P", help="Rent only here. Repeatable.")
+@click.option(
+    "--provider", "providers", multiple=True, metavar="P", help="Rent only here. Repeatable."
+)
 @click.option("--detach", is_flag=True, help="Carry the run on in the background.")
 @click.option(
-    "--lease", type=DURATION, default="10m", show_default=True,
+    "--lease",
+    type=DURATION,
+    default="10m",
+    show_default=True,
     help="How long the machine lives on when nobody renews it.",
 )
 @click.option(
-    "--keep-failed", type=DURATION, default="0", metavar="DURATION",
+    "--keep-failed",
+    type=DURATION,
+    default="0",
+    metavar="DURATION",
     help="Keep the machine of a failed job that long for a look. It bills.",
 )
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
-              help="Override a key of train.yaml. Repeatable.")
 @click.option(
-    "--rehearse-interruption", "rehearsal", type=_RehearsalType(),
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of train.yaml. Repeatable.",
+)
+@click.option(
+    "--rehearse-interruption",
+    "rehearsal",
+    type=_RehearsalType(),
     help="Have the first machine taken away that long after the job starts. Only with "
     "--provider local.",
 )
@@ -132,13 +148,13 @@ def run(
     with Terminal() as terminal, opened(terminal.say) as fleet:
         if not yes:
             ask(yes, "run", _question(fleet, spec, providers))
-        if spec.checkpoints.dir and not (spec.checkpoints.store and is_s3(spec.checkpoints.store)):
+        if _needs_this_computer(spec, providers):
             terminal.warn(
                 "checkpoints go to a folder on this computer: while it is away or asleep they "
                 "stay on the machine, and a machine that is lost then loses them "
                 "(checkpoints.store: s3://… is reached from anywhere)"
             )
-        row = start_run(fleet, spec, spec_file, providers, options)
+        row = start_run(fleet, spec, spec_file.absolute(), providers, options)
         terminal.step(f"run {row.id}")
         _carry(fleet, terminal, row, in_background=detach, as_json=as_json)
 
@@ -175,6 +191,16 @@ def cancel(run: str, yes: bool, as_json: bool) -> None:
         except GpuctlError as error:
             raise Partial(error, _document(fleet, row.id)) from error
         _finish(fleet, end, as_json)
+
+
+def _needs_this_computer(spec: RunSpec, named: tuple[str, ...]) -> bool:
+    """Whether checkpoints are safe only while this computer is there, and the machine is not it."""
+    rented_elsewhere = set(named or spec.resources.providers) != {"local"}
+    return (
+        rented_elsewhere
+        and spec.checkpoints is not None
+        and not is_s3(spec.checkpoints.store or "")
+    )
 
 
 def _carry(
@@ -229,7 +255,7 @@ def _question(fleet: Fleet, spec: RunSpec, named: tuple[str, ...]) -> str:
     found = ask_rentable(fleet, want, asked)
     ranked = choose(found.offers, spot=want.spot, max_price_hour=want.max_price_hour)
     if not ranked:
-        raise nothing_found(fleet, want, asked, found)
+        raise nothing_found(fleet, want, asked, found, rentable=True)
     best = ranked[0].offer
     return (
         f"Run {spec.name} on {described(best)} from {best.provider} at "

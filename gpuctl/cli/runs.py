@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 
 import click
 
+from gpuctl.agent.printable import printable
 from gpuctl.cli import shapes
 from gpuctl.cli.opening import opened
 from gpuctl.cli.options import example, follow_json_option, json_option
-from gpuctl.cli.output import emit
+from gpuctl.cli.output import emit, write
 from gpuctl.cli.terminal import line, table
 from gpuctl.errors import UsageError
 from gpuctl.fleet.context import Fleet
@@ -73,28 +74,7 @@ def show_run(row: RunRow, now: datetime) -> None:
     if row.exit_code is not None:
         line(f"  exit code {row.exit_code}")
     if row.attempts:
-        rented = {machine.name: machine for machine in row.machines}
-        table(
-            ["ATTEMPT>", "MACHINE", "PROVIDER", "STARTED", "OUTCOME", "COST>", "REASON"],
-            [
-                (
-                    one.number,
-                    one.machine,
-                    machine.provider if (machine := rented.get(one.machine)) else "",
-                    _local(one.started_at),
-                    one.outcome or "at work",
-                    format_money(
-                        one.cost_usd
-                        if one.cost_usd is not None or machine is None
-                        else machine.cost_so_far(now)
-                    )
-                    if one.cost_usd is not None or machine is not None
-                    else "",
-                    one.reason,
-                )
-                for one in row.attempts
-            ],
-        )
+        _show_attempts(row, now)
     if row.checkpoints:
         last = row.checkpoints[-1]
         line(f"{len(row.checkpoints)} checkpoints in {row.store}; the newest is {last.name}")
@@ -102,34 +82,78 @@ def show_run(row: RunRow, now: datetime) -> None:
         line(f"output {output.source} -> {output.target} ({format_bytes(output.bytes)})")
 
 
+def _show_attempts(row: RunRow, now: datetime) -> None:
+    rented = {machine.name: machine for machine in row.machines}
+    rows = []
+    for one in row.attempts:
+        machine = rented.get(one.machine)
+        cost = shapes.attempt_cost(one, machine, now)
+        rows.append(
+            (
+                one.number,
+                one.machine,
+                "" if machine is None else machine.provider,
+                _local(one.started_at),
+                one.outcome or "at work",
+                "" if cost is None else format_money(cost),
+                one.reason,
+            )
+        )
+    table(["ATTEMPT>", "MACHINE", "PROVIDER", "STARTED", "OUTCOME", "COST>", "REASON"], rows)
+
+
 @click.command(epilog=example("gpuctl checkpoints demo-1a2b3c", "gpuctl checkpoints demo --json"))
 @click.argument("run")
 @json_option
 def checkpoints(run: str, as_json: bool) -> None:
-    """List what of a run is durable: whole checkpoints in its store, oldest first."""
+    """List what of a run is durable: the checkpoints in its store, oldest first.
+
+    Asks the store itself: one with a part missing is shown as not whole, and is never restored.
+    """
+    from gpuctl.store import open_store
+
     with opened() as fleet:
         row = fleet.ledger.find_run(run)
-        if as_json:
-            emit(
-                {
-                    "run": row.id,
-                    "store": row.store,
-                    "checkpoints": [shapes.checkpoint(one) for one in row.checkpoints],
-                }
-            )
-            return
-        if not row.checkpoints:
-            line(f"{row.id} has no whole checkpoint yet.")
-            return
-        line(f"In {row.store}:")
-        table(
-            ["NAME", "STEP>", "VERSION>", "ATTEMPT>", "SIZE>", "AT"],
-            [
-                (one.name, one.step, one.version, one.attempt, format_bytes(one.bytes),
-                 _local(one.at))
-                for one in row.checkpoints
-            ],
+        if row.store is None:
+            raise UsageError(f"{row.id} has no store")
+        store = open_store(row.store, row.id, environ=fleet.environ)
+        found = [one for one in store.manifests() if one.kind == "checkpoint"][::-1]
+        whole = [store.is_whole(one) for one in found]
+        corrupt = store.corrupt()
+    if as_json:
+        emit(
+            {
+                "run": row.id,
+                "store": store.location,
+                "checkpoints": [
+                    shapes.stored_checkpoint(one, is_whole)
+                    for one, is_whole in zip(found, whole, strict=True)
+                ],
+                "corrupt": [{"key": one.key, "why": one.why} for one in corrupt],
+            }
         )
+        return
+    if not found:
+        line(f"{row.id} has no checkpoint in {store.location}.")
+        return
+    line(f"In {store.location}:")
+    table(
+        ["NAME", "STEP>", "VERSION>", "ATTEMPT>", "SIZE>", "AT", ""],
+        [
+            (
+                one.name,
+                one.step,
+                one.version,
+                one.attempt,
+                format_bytes(one.bytes),
+                _local(one.at),
+                "" if is_whole else "NOT WHOLE",
+            )
+            for one, is_whole in zip(found, whole, strict=True)
+        ],
+    )
+    for one in corrupt:
+        line(f"corrupt: {one.key}: {one.why}")
 
 
 @click.command(epilog=example("gpuctl logs demo-1a2b3c -f", "gpuctl logs demo --tail 20"))
@@ -157,6 +181,9 @@ def logs(run: str, follow: bool, attempt: int | None, tail: int | None, as_json:
             going_on = _goes_on(fleet, row.id)
             entries, offset = journal.read(offset)
             _show([one for one in entries if attempt in (None, one.attempt)], as_json, None)
+        row = fleet.ledger.run(row.id) or row
+        if follow and _forsaken(row):
+            sys.stderr.write(f"{row.id}: {shapes.reason(row)}\n")
 
 
 def _goes_on(fleet: Fleet, run_id: str) -> bool:
@@ -171,7 +198,7 @@ def _forsaken(row: RunRow) -> bool:
 
 def _show(entries: list[Entry], as_json: bool, tail: int | None) -> None:
     if as_json:
-        for entry in entries if tail is None else entries[len(entries) - tail :]:
+        for entry in entries if tail is None else entries[max(len(entries) - tail, 0) :]:
             emit(
                 {
                     "attempt": entry.attempt,
@@ -181,9 +208,8 @@ def _show(entries: list[Entry], as_json: bool, tail: int | None) -> None:
                 }
             )
         return
-    text = "".join(entry.text for entry in entries)
-    sys.stdout.write(text if tail is None else last_lines(text, tail))
-    sys.stdout.flush()
+    text = printable("".join(entry.text for entry in entries))
+    write(text if tail is None else last_lines(text, tail))
 
 
 def last_lines(text: str, count: int) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gpuctl.fleet.audit import Audit, Billing
     from gpuctl.fleet.reap import Reaped, Seen, Trouble
     from gpuctl.fleet.receipt import Receipt
+    from gpuctl.store import Manifest
 
 Shape = dict[str, Any]
 
@@ -116,8 +117,9 @@ def found_machine(one: Machine, row: MachineRow | None, now: datetime) -> Shape:
         "spot": one.spot,
         "price_hour": usd(one.price_hour if row is None else row.price_hour),
         "region": one.region,
-        "ssh": None if ssh is None else _ssh({"kind": "ssh", "host": ssh.host, "port": ssh.port,
-                                              "user": ssh.user}),
+        "ssh": None
+        if ssh is None
+        else _ssh({"kind": "ssh", "host": ssh.host, "port": ssh.port, "user": ssh.user}),
         "lease_expires_at": None if row is None else moment(row.lease_until),
         "run": one.mark.run if one.mark is not None else None,
         "created_at": moment(one.created_at),
@@ -180,10 +182,14 @@ def reason(row: RunRow, lives: Callable[[Keeper], bool | None] = alive) -> str |
     return row.reason
 
 
+def attempt_cost(row: AttemptRow, rented: MachineRow | None, now: datetime) -> Decimal | None:
+    """Return what an attempt has cost up to now, None when nobody knows."""
+    if row.cost_usd is not None or rented is None:
+        return row.cost_usd
+    return rented.cost_so_far(now)
+
+
 def _attempt(row: AttemptRow, rented: MachineRow | None, now: datetime) -> Shape:
-    cost = row.cost_usd
-    if cost is None and rented is not None:
-        cost = rented.cost_so_far(now)
     return {
         "number": row.number,
         "machine": {"name": row.machine} if rented is None else machine(rented, now),
@@ -192,7 +198,7 @@ def _attempt(row: AttemptRow, rented: MachineRow | None, now: datetime) -> Shape
         "outcome": row.outcome,
         "exit_code": row.exit_code,
         "reason": row.reason,
-        "cost_usd": usd(cost),
+        "cost_usd": usd(attempt_cost(row, rented, now)),
     }
 
 
@@ -206,6 +212,19 @@ def checkpoint(row: CheckpointRow) -> Shape:
         "whole": True,
         "attempt": row.attempt,
         "version": row.version,
+    }
+
+
+def stored_checkpoint(one: Manifest, is_whole: bool) -> Shape:
+    """Return one checkpoint as its store has it."""
+    return {
+        "name": one.name,
+        "step": one.step,
+        "at": moment(one.at),
+        "bytes": one.bytes,
+        "whole": is_whole,
+        "attempt": one.attempt,
+        "version": one.version,
     }
 
 

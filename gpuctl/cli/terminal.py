@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TextIO
 
+from gpuctl.agent.printable import printable
+from gpuctl.cli.output import write
 from gpuctl.quantities import format_bytes
 
 if TYPE_CHECKING:
@@ -19,9 +21,7 @@ _PLAIN_EVERY_SECONDS = 5.0
 
 def safe(text: object) -> str:
     """Return one line of text that cannot do anything to a terminal."""
-    return "".join(
-        char if char.isprintable() else " " if char in "\n\t" else "?" for char in str(text)
-    )
+    return printable(str(text)).replace("\n", " ").replace("\t", " ")
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -33,17 +33,18 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     shown = Table(box=None, pad_edge=False, header_style="bold")
     for header in headers:
         right = header.endswith(">")
-        shown.add_column(
-            header.rstrip(">"), justify="right" if right else "left", no_wrap=True
-        )
+        shown.add_column(header.rstrip(">"), justify="right" if right else "left", no_wrap=True)
     for row in rows:
         shown.add_row(*(Text(safe("" if cell is None else cell)) for cell in row))
-    Console(file=sys.stdout, width=_TABLE_WIDTH, highlight=False, emoji=False).print(shown)
+    console = Console(file=sys.stdout, width=_TABLE_WIDTH, highlight=False, emoji=False)
+    with console.capture() as capture:
+        console.print(shown)
+    write("".join(text.rstrip() + "\n" for text in capture.get().splitlines()))
 
 
 def line(text: object = "") -> None:
     """Print one line of a command's result on stdout."""
-    sys.stdout.write(safe(text) + "\n")
+    write(safe(text) + "\n")
 
 
 class Terminal:
@@ -59,7 +60,7 @@ class Terminal:
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._line_open = False
-        self._said: dict[str, tuple[int, float]] = {}
+        self._said: dict[str, tuple[bool, float]] = {}
 
     def __enter__(self) -> Terminal:
         return self
@@ -133,18 +134,15 @@ class Terminal:
             self._tasks.clear()
 
     def _tell_plainly(self, what: str, done: int, total: int) -> None:
-        before, told_at = self._said.get(what, (-1, 0.0))
+        """Say how far a long transfer is, now and then; a short one passes in silence."""
         now = time.monotonic()
-        finished = total > 0 and done >= total
-        if finished:
-            self._said.pop(what, None)
-            if before >= 0:
+        told, at = self._said.setdefault(what, (False, now))
+        if total > 0 and done >= total:
+            del self._said[what]
+            if told:
                 self._line(f"{what}: {format_bytes(done)}, done")
-            return
-        if before < 0:
-            self._said[what] = (done, now)  # short transfers pass in silence
-        elif now - told_at >= _PLAIN_EVERY_SECONDS:
-            self._said[what] = (done, now)
+        elif now - at >= _PLAIN_EVERY_SECONDS:
+            self._said[what] = (True, now)
             of = f" of {format_bytes(total)}" if total else ""
             self._line(f"{what}: {format_bytes(done)}{of}")
 

@@ -61,7 +61,7 @@ def acquire(
     need: Need,
     keeper: Keeper,
     *,
-    guard: Callable[[], None],
+    guard: Callable[[], object],
 ) -> tuple[MachineRow, Machine]:
     """Rent one machine for an offer.
 

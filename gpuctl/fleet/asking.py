@@ -72,8 +72,7 @@ def taking_part(fleet: Fleet, named: Sequence[str]) -> Participants:
     Raises:
         UsageError: nobody has one of the names.
     """
-    systems = known_systems()
-    by_name_only = {name: name in systems and systems[name].by_name_only for name in names()}
+    by_name_only = {name: _waits_to_be_named(fleet, name) for name in names()}
     try:
         return participants(named, by_name_only, reference_only())
     except UnknownProvider as error:
@@ -89,15 +88,35 @@ def _waits_to_be_named(fleet: Fleet, name: str) -> bool:
         return False  # it cannot be made; whoever asks it says so
 
 
-def nothing_found(fleet: Fleet, want: Want, named: Sequence[str], found: Quote) -> GpuctlError:
-    """Return why a quote is empty, with what comes nearest."""
-    chosen = taking_part(fleet, named)
-    asked = len(chosen.providers) + len(chosen.reference_only)
-    error = why_empty(found.errors, asked)
+def nothing_found(
+    fleet: Fleet,
+    want: Want,
+    named: Sequence[str],
+    found: Quote,
+    *,
+    offline: bool = False,
+    rentable: bool = False,
+) -> GpuctlError:
+    """Return why a quote is empty, with what comes nearest.
+
+    Args:
+        offline: the quote asked nobody, and neither does this.
+        rentable: the quote came from `ask_rentable`.
+    """
+    error = why_empty(found.errors, _asked(fleet, named, rentable=rentable))
     if isinstance(error, NothingRentable):
-        near = nearest(want, ask_market(fleet, relaxed(want), named).offers)
+        wider = ask_market(fleet, relaxed(want), named, offline=offline)
+        near = nearest(want, wider.offers)
         error.next = "Nearest: " + "; ".join(near) if near else "Ask for less, or elsewhere."
     return error
+
+
+def _asked(fleet: Fleet, named: Sequence[str], *, rentable: bool) -> int:
+    chosen = taking_part(fleet, named)
+    if not rentable:
+        return len(chosen.providers) + len(chosen.reference_only)
+    providers, errors = _made(fleet, chosen.providers, tolerant=True)
+    return len(errors) + sum(provider.configured() for provider in providers)
 
 
 def why_empty(errors: Sequence[QuoteError], asked: int) -> GpuctlError:

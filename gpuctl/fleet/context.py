@@ -59,7 +59,7 @@ class Fleet:
         Every one that the ledger has ever used, and every one with credentials.
         """
         asked = set(self.ledger.providers_used())
-        for name in names():
+        for name in {*names(), *self._providers}:
             try:
                 if self.provider(name).configured():
                     asked.add(name)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
@@ -229,7 +230,7 @@ def _cost(
     return row.cost_so_far(proof.confirmed_by[0].at), "computed"
 
 
-def _note(fleet: Fleet, kind: str, name: str, **facts: object) -> LedgerError | None:
+def _note(fleet: Fleet, kind: str, name: str, **facts: Any) -> LedgerError | None:
     try:
         fleet.ledger.record(kind, machine=name, **facts)
     except LedgerError as error:

@@ -187,6 +187,11 @@ def ensure_watchdog(home: Home, environ: Mapping[str, str]) -> Keeper:
     )
 
 
+def watchdog_of(home: Home) -> Keeper | None:
+    """Return the watchdog that guards a home now, or None."""
+    return _holder(home.watchdog_lock)
+
+
 def _start(home: Home, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
     with home.watchdog_log.open("ab") as log:
         return subprocess.Popen(

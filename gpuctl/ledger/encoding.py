@@ -12,6 +12,8 @@ from decimal import Decimal
 from enum import Enum
 from typing import Any
 
+_MONEY_END = Decimal(10) ** 12
+
 
 def moment_text(moment: datetime) -> str:
     """Return a moment as RFC 3339 in UTC with microseconds; such texts sort by time.
@@ -29,11 +31,11 @@ def money_text(amount: Decimal) -> str:
     """Return an amount without an exponent.
 
     Raises:
-        ValueError: it is infinite, not a number, or below zero.
+        ValueError: it is not a number, below zero, or a million million and more.
     """
-    if not amount.is_finite() or amount < 0:
+    if not amount.is_finite() or not 0 <= amount < _MONEY_END:
         raise ValueError(f"{amount} is not an amount of money")
-    return format(abs(amount), "f")
+    return format(amount.copy_abs(), "f")  # copy_abs: no rounding; -0 becomes 0
 
 
 def plain_text(text: str) -> str:

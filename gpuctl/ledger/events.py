@@ -245,7 +245,6 @@ RUN_KINDS: Mapping[str, Mapping[str, Check]] = {
         "store": _text,
         "detached": _flag,
         "keeper": _null(_keeper),
-        "options": _null(_object),
     },
     "run_state": {
         "state": _one_of(*RUN_STATES),

@@ -80,10 +80,12 @@ def forbidden(path: Path, detail: str) -> LedgerError:
     """Say that the file or its folder may not be written."""
     if not path.parent.exists():
         what = f"there is no folder {path.parent}"
-    elif path.exists() and not os.access(path, os.W_OK):
-        what = "the file is read-only for this user"
-    elif not os.access(path.parent, os.W_OK | os.X_OK):
+    elif not _may(path.parent, os.W_OK | os.X_OK):
         what = f"the folder {path.parent} is read-only for this user"
+    elif path.is_dir():
+        what = "it is a folder"
+    elif path.exists() and not _may(path, os.R_OK | os.W_OK):
+        what = "the file is read-only for this user"
     else:
         what = detail
     return LedgerError(
@@ -126,6 +128,11 @@ def _locked(path: Path, patience: float) -> LedgerError:
         " Nothing of this step was recorded",
         next=f"Repeat when it is done.{look}",
     )
+
+
+def _may(path: Path, mode: int) -> bool:
+    # By default the question is about the real user, not the one that the process acts as.
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _is_full(path: Path) -> bool:

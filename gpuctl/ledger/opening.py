@@ -16,6 +16,8 @@ from gpuctl.ledger.schema import APPLICATION_ID, Migration
 from gpuctl.ledger.tables import remake
 from providers.base import Clock
 
+_SMALLEST_BYTES = 512  # the smallest page that SQLite has
+
 
 def connect(
     path: Path, *, clock: Clock, create: bool, migrations: Sequence[Migration], patience: float
@@ -76,9 +78,11 @@ def _inspected(path: Path, known: int, patience: float) -> int:
     Raises:
         LedgerError: it is no ledger, or newer than this gpuctl.
     """
-    if path.stat().st_size == 0:
-        # A ledger gets its name only when it is whole: an empty file was cut off.
-        raise damaged(path, "the file is empty")
+    if path.is_dir():
+        raise forbidden(path, "it is a folder")
+    if path.stat().st_size < _SMALLEST_BYTES:
+        # SQLite would take it for a new database. A ledger gets its name only when it is whole.
+        raise damaged(path, "the file is cut off")
     with closing(read_only(path, patience)) as connection:
         application = connection.execute("PRAGMA application_id").fetchone()[0]
         version = int(connection.execute("PRAGMA user_version").fetchone()[0])

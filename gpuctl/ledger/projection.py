@@ -43,7 +43,6 @@ def _run(row: Row | None, event: Event) -> Row:
             "spec_file": facts.get("spec_file"),
             "owner": facts["owner"],
             "store": facts["store"],
-            "options": dump_or_null(facts.get("options")),
             "created_at": moment_text(event.at),
             "ended_at": None,
             "detached": int(facts["detached"]),

@@ -134,7 +134,6 @@ class RunRow:
     spec_file: str | None
     owner: str
     store: str  # a folder or an s3:// location
-    options: Mapping[str, Any] | None
     created_at: datetime
     ended_at: datetime | None  # None while it goes on
     detached: bool

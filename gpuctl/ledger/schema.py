@@ -50,8 +50,8 @@ MIGRATIONS: tuple[Migration, ...] = (_EVENTS,)
 TABLES = (
     """
     CREATE TABLE machines (
-        name TEXT PRIMARY KEY,
-        seq INTEGER NOT NULL,
+        seq INTEGER PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
         provider TEXT NOT NULL,
         provider_id TEXT,
         state TEXT NOT NULL,
@@ -90,8 +90,8 @@ TABLES = (
     "CREATE INDEX machines_run ON machines (run, seq) WHERE run IS NOT NULL",
     """
     CREATE TABLE runs (
-        id TEXT PRIMARY KEY,
-        seq INTEGER NOT NULL UNIQUE,
+        seq INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
         name TEXT NOT NULL,
         state TEXT NOT NULL,
         reason TEXT,
@@ -100,7 +100,6 @@ TABLES = (
         spec_file TEXT,
         owner TEXT NOT NULL,
         store TEXT NOT NULL,
-        options TEXT,
         created_at TEXT NOT NULL,
         ended_at TEXT,
         detached INTEGER NOT NULL,

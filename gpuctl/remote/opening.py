@@ -24,8 +24,8 @@ def connect(access: LocalAccess | SshAccess | None, *, machine: str | None = Non
             return LocalConnection(access, machine=machine)
         case SshAccess():
             raise RemoteError(
-                f"{access.user}@{access.host} port {access.port} cannot be reached: not built yet, "
-                "the ssh transport arrives with the cloud providers",
+                f"{access.user}@{access.host}, port {access.port}: not built yet: the ssh "
+                "transport arrives with the first cloud provider",
                 machine=machine,
                 next="Use the local provider (--provider local) for now.",
             )

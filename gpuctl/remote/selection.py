@@ -8,6 +8,7 @@ is not read.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -21,6 +22,7 @@ from gpuctl.errors import UsageError
 
 _BOM = b"\xef\xbb\xbf"
 _AS_CHARACTERS = {10: 0, **{byte: 0xE000 + byte for byte in range(0x80, 0x100)}}
+_ALL_FOLDERS_BELOW = re.compile(r"/\*\*/ *$")
 _PARENT_MARK = "ps_d"  # the group in which pathspec reports that a folder above matched
 
 
@@ -163,7 +165,7 @@ def _read(file: Path) -> tuple[_Rule, ...]:
     except (FileNotFoundError, NotADirectoryError):
         return ()
     except OSError as error:
-        if file.is_symlink():
+        if error.errno == errno.ELOOP:
             return ()
         raise _unreadable(file, error) from error
     if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -185,6 +187,8 @@ def _bytewise(raw: bytes) -> str:
 
 def _compiled(lines: Iterable[str]) -> Iterator[_Rule]:
     for line in lines:
+        # To git "a/**/" is every folder below a; to pathspec it is a itself.
+        line = _ALL_FOLDERS_BELOW.sub("/**/*/", line)
         try:
             pattern = GitIgnoreSpecPattern(line)
         except ValueError:  # git, too, passes over a line that means nothing
@@ -209,9 +213,9 @@ def _listed(root: Path, rules: _Rules | None) -> Selection:
     while waiting:
         path, outer = waiting.pop()
         folder = root / path
-        here = outer.inside(folder, path) if outer is not None else None
         try:
             with os.scandir(folder) as entries:
+                here = outer.inside(folder, path) if outer is not None else None
                 for entry in entries:
                     waiting.extend(_look(entry, path, here, found))
         except OSError as error:

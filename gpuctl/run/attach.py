@@ -24,8 +24,9 @@ def attach(work: Work, attempt: AttemptRow) -> tuple[MachineRow, Live] | None:
         ready = reopen(work.fleet, row)
         agent = AgentClient(
             ready.connection,
-            find_python(ready.connection),
+            find_python(ready.connection, machine=row.name),
             f"{ready.connection.home}/{agent_folder(work.run_id, attempt.number)}",
+            machine=row.name,
         )
         if agent.status().job is None:
             return None  # its controller died before the job was handed over

@@ -21,7 +21,7 @@ from gpuctl.run.attach import attach, end_unwatched
 from gpuctl.run.attempt import carry, close_attempt, fetch_result, new_attempt, spare
 from gpuctl.run.finish import deliver_outputs, release_machines
 from gpuctl.run.opening import open_work
-from gpuctl.run.recover import AttemptEnd, after
+from gpuctl.run.recover import AttemptEnd, Outcome, after
 from gpuctl.run.rent import Refusals
 from gpuctl.run.reporting import Reporter
 from gpuctl.run.stopping import SecondSignal, StopRequest
@@ -205,7 +205,7 @@ class Controller:
     def _close_open_attempt(self, error: GpuctlError) -> None:
         attempts = self._work.row().attempts
         if attempts and attempts[-1].ended_at is None:
-            outcome = "cancelled" if isinstance(error, Interrupted) else "failed"
+            outcome: Outcome = "cancelled" if isinstance(error, Interrupted) else "failed"
             close_attempt(
                 self._work,
                 attempts[-1].number,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from gpuctl.agent.client import Beat, JobState, LogLine, StateUpdate, printable
 from gpuctl.errors import GpuctlError, RemoteError, StoreError
@@ -33,7 +33,7 @@ class _Broken:
     error: RemoteError | None
 
 
-_Piece = StateUpdate | LogLine | Beat | _Broken
+_Piece: TypeAlias = StateUpdate | LogLine | Beat | _Broken
 
 
 class Follower:
@@ -45,9 +45,7 @@ class Follower:
         self._pieces: queue.Queue[_Piece] = queue.Queue(maxsize=1000)
         self._state: JobState | None = None
         self._told_to_stop = False
-        self._shipped: set[int] = {
-            c.seq for c in work.row().checkpoints if c.attempt == live.number
-        }
+        self._shipped: set[int] = _known(work, live.number)
         self._said: set[str] = set()
         self._offset = work.journal.next_offset(live.number)
         self._out_of_reach_since: float | None = None
@@ -109,7 +107,8 @@ class Follower:
             self._work.journal.append(entry)
         except OSError as error:
             self._warn_once(f"the local copy of the log cannot be written: {error.strerror}")
-        self._work.report.output(line.stream, printable(line.data))
+        if line.stream != "agent":  # its steps are told as steps
+            self._work.report.output(line.stream, printable(line.data))
 
     def _note(self, job: JobState) -> None:
         before = self._state.phase if self._state else None
@@ -143,10 +142,18 @@ class Follower:
 
     def _prune(self) -> None:
         try:
-            self._work.store.prune(self._work.spec.checkpoints.keep)
+            pruned = self._work.store.prune(self._work.spec.checkpoints.keep)
         except StoreError as error:
             # Keeping too many loses nothing.
             self._warn_once(f"old checkpoints could not be removed: {error.message}")
+            return
+        for manifest in pruned.manifests:
+            self._work.fleet.ledger.record(
+                "checkpoint_pruned",
+                run=self._work.run_id,
+                attempt=manifest.attempt,
+                seq=manifest.seq,
+            )
 
     def _warn_once(self, text: str) -> None:
         if text not in self._said:
@@ -204,6 +211,15 @@ class Follower:
     def _shortfall(self, job: JobState) -> str:
         missing = [output.source for output in job.outputs if output.missing]
         return f"outputs that were not there: {', '.join(missing)}" if missing else ""
+
+
+def _known(work: Work, number: int) -> set[int]:
+    """Return what of an attempt's checkpoints is in the ledger, also what was pruned since."""
+    return {
+        int(event.facts["seq"])
+        for event in work.fleet.ledger.events(run=work.run_id)
+        if event.kind == "checkpoint" and event.facts["attempt"] == number
+    }
 
 
 def fate_of(work: Work, name: str) -> Fate:

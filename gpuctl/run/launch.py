@@ -68,9 +68,9 @@ def launch(
 
 def _armed_agent(work: Work, row: MachineRow, ready: Ready, number: int) -> AgentClient:
     """Send the agent and arm the machine's own timer, before anything else happens there."""
-    python = find_python(ready.connection)
+    python = find_python(ready.connection, machine=row.name)
     folder = f"{ready.connection.home}/{agent_folder(work.run_id, number)}"
-    agent = AgentClient(ready.connection, python, folder)
+    agent = AgentClient(ready.connection, python, folder, machine=row.name)
     agent.install()
     end = ready.machine.self_end or SelfEnd()
     agent.arm(
@@ -115,10 +115,7 @@ def _progress(work: Work, what: str) -> Callable[[int, int], None]:
 
 def _restore(work: Work, ready: Ready, agent: AgentClient, workdir: str) -> str:
     """Put the newest whole checkpoint in place; return its path there, or "" on a first start."""
-    folder = work.spec.checkpoints.dir
-    if folder is None:
-        return ""
-    checkpoint_dir = f"{workdir}/{folder}"
+    checkpoint_dir = f"{workdir}/{work.spec.checkpoints.dir}"
     for manifest in work.store.manifests():
         if manifest.kind != "checkpoint":
             continue
@@ -159,13 +156,12 @@ def _job(
     allowance: Allowance,
 ) -> Job:
     spec = work.spec
-    folder = spec.checkpoints.dir
-    checkpoint_dir = f"{workdir}/{folder}" if folder is not None else None
+    checkpoint_dir = f"{workdir}/{spec.checkpoints.dir}"
     env = {
         **spec.env,
         "GPUCTL_RUN_ID": work.run_id,
         "GPUCTL_ATTEMPT": str(number),
-        "GPUCTL_CHECKPOINT_DIR": checkpoint_dir or "",
+        "GPUCTL_CHECKPOINT_DIR": checkpoint_dir,
         "GPUCTL_RESUME_FROM": resume_from,
         "GPUCTL_NODE_RANK": "0",
         "GPUCTL_NODES": "1",

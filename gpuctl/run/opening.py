@@ -53,8 +53,7 @@ def start_run(
 
 def store_location(spec: RunSpec, fleet: Fleet) -> str:
     """Return where a run's checkpoints and outputs are kept: without a word, in GPUCTL_HOME."""
-    named = spec.checkpoints.store if spec.checkpoints is not None else None
-    return named or str(fleet.home.store)
+    return spec.checkpoints.store or str(fleet.home.store)
 
 
 def open_work(

@@ -57,21 +57,12 @@ def read_text(path: Path) -> str:
         raise Unreadable(_why(error)) from error
     except ValueError as error:
         raise Unreadable("is not a file name") from error
-    with os.fdopen(descriptor, "rb") as file:
-        facts = os.fstat(descriptor)
-        if stat.S_ISDIR(facts.st_mode):
-            raise Unreadable("is a folder; name the train.yaml in it")
-        if not stat.S_ISREG(facts.st_mode):
-            raise Unreadable("is not a regular file")
-        if facts.st_size > LARGEST_FILE:
-            raise Unreadable(_too_large(facts.st_size))
-        try:
-            content = file.read(LARGEST_FILE + 1)
-        except OSError as error:
-            raise Unreadable(_why(error)) from error
-    if len(content) > LARGEST_FILE:
-        raise Unreadable(_too_large(len(content)))
-    return _decode(content)
+    try:
+        return _decode(_content(descriptor))
+    except OSError as error:
+        raise Unreadable(_why(error)) from error
+    finally:
+        os.close(descriptor)
 
 
 def parse(text: str, *, verbatim: Callable[[KeyPath], bool] = lambda _: False) -> Document:
@@ -108,6 +99,21 @@ def parse(text: str, *, verbatim: Callable[[KeyPath], bool] = lambda _: False) -
 
 
 # ------------------------------------------------------------------------ reading the file
+
+
+def _content(descriptor: int) -> bytes:
+    facts = os.fstat(descriptor)
+    if stat.S_ISDIR(facts.st_mode):
+        raise Unreadable("is a folder; name the train.yaml in it")
+    if not stat.S_ISREG(facts.st_mode):
+        raise Unreadable("is not a regular file")
+    if facts.st_size > LARGEST_FILE:
+        raise Unreadable(_too_large(facts.st_size))
+    with os.fdopen(descriptor, "rb", closefd=False) as file:
+        content = file.read(LARGEST_FILE + 1)
+    if len(content) > LARGEST_FILE:  # it grew since, or the file system does not tell sizes
+        raise Unreadable(_too_large(len(content)))
+    return content
 
 
 def _decode(content: bytes) -> str:

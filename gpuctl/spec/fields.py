@@ -278,7 +278,7 @@ def _moment_or_seconds(value: timedelta | datetime) -> str:
 
 def _whole(least: int, most: int) -> tuple[BeforeValidator, WithJsonSchema]:
     number = {"type": "integer", "minimum": least, "maximum": most}
-    text = {"type": "string", "pattern": r"^\s*(0|[1-9][0-9]*)\s*$"}
+    text = {"type": "string", "pattern": r"^\s*(0|[1-9][0-9]{0,6})\s*$"}
     return _schema(_count_from(least, most), anyOf=[number, text])
 
 

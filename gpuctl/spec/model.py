@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
+from gpuctl.errors import SpecError
 from gpuctl.names import slug
 from gpuctl.spec.fields import (
     BelowWorkdir,
@@ -44,7 +45,7 @@ from gpuctl.spec.fields import (
 )
 from gpuctl.spec.keys import fields_by_key
 from gpuctl.spec.paths import Place
-from gpuctl.spec.problems import KeyPath
+from gpuctl.spec.problems import KeyPath, dotted, one_line
 
 
 class Section(BaseModel):
@@ -139,8 +140,9 @@ class Checkpoints(Section):
     """What is kept while the job runs, so that losing a machine loses little."""
 
     dir: BelowWorkdir = Field(
+        default="checkpoints",
         description="The folder, relative to the workdir, whose entries are checkpoints. The job "
-        "finds it in $GPUCTL_CHECKPOINT_DIR."
+        "finds it in $GPUCTL_CHECKPOINT_DIR.",
     )
     store: LocalOrS3 | None = Field(
         default=None,
@@ -202,8 +204,8 @@ class RunSpec(Section):
     )
     setup: Command | None = Field(default=None, description="A command that prepares the machine.")
     run: Command = Field(description="The command that trains. The only key that is required.")
-    checkpoints: Checkpoints | None = Field(
-        default=None, description="What is kept while the job runs. Absent: nothing."
+    checkpoints: Checkpoints = Field(
+        default=Checkpoints(), description="What is kept while the job runs."
     )
     outputs: tuple[Output, ...] = Field(default=(), description="What is fetched at the end.")
     on_interruption: OnInterruption = Field(
@@ -215,8 +217,8 @@ class RunSpec(Section):
     def _defaults_of_the_place(cls, value: object, info: ValidationInfo) -> object:
         if not isinstance(value, dict) or not isinstance(info.context, Place):
             return value
-        given = {key: each for key, each in value.items() if each is not None}
-        return {"name": slug(info.context.folder.name), "workdir": "."} | given
+        defaults = {"name": slug(info.context.folder.name), "workdir": "."}
+        return value | {key: each for key, each in defaults.items() if value.get(key) is None}
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
@@ -233,9 +235,18 @@ class RunSpec(Section):
         """Read what `to_json` returned. Paths in it are taken as they are.
 
         Raises:
-            pydantic.ValidationError: it is not what `to_json` returned.
+            SpecError: it is not what `to_json` of this version returns, or names a provider that
+                is no longer installed.
         """
-        return cls.model_validate(dict(stored))
+        try:
+            return cls.model_validate(dict(stored))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            key = dotted(first["loc"])
+            raise SpecError(
+                one_line(f"the stored spec cannot be used: {key}: {first['msg']}"),
+                next="Use the gpuctl version and provider packages that started this run.",
+            ) from None
 
 
 def missing_secrets(spec: RunSpec, environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -266,14 +277,13 @@ def _conflicts(spec: RunSpec) -> Iterator[tuple[KeyPath, str]]:
             yield ("secrets", index), f"{secret} is also in env; keep it in one of them"
         if secret in spec.secrets[:index]:
             yield ("secrets", index), f"{secret} is named twice"
-    if spec.checkpoints is not None:
-        folder = _parts(spec.checkpoints.dir)
-        for index, item in enumerate(spec.data):
-            if _parts(item.target)[: len(folder)] == folder:
-                yield (
-                    ("data", index, "to"),
-                    "data inside checkpoints.dir would be taken for checkpoints; put it elsewhere",
-                )
+    folder = _parts(spec.checkpoints.dir)
+    for index, item in enumerate(spec.data):
+        if _parts(item.target)[: len(folder)] == folder:
+            yield (
+                ("data", index, "to"),
+                "data inside checkpoints.dir would be taken for checkpoints; put it elsewhere",
+            )
 
 
 def _gpu_conflicts(spec: RunSpec) -> Iterator[tuple[KeyPath, str]]:

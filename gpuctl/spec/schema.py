@@ -17,24 +17,24 @@ def json_schema() -> dict[str, Any]:
     `load_spec`.
     """
     schema = RunSpec.model_json_schema(by_alias=True, mode="validation")
-    for section in (schema, *schema.get("$defs", {}).values()):
+    sections = schema.get("$defs", {})
+    for section in (schema, *sections.values()):
         required = section.get("required", [])
         for key, described in section.get("properties", {}).items():
-            section["properties"][key] = _property(described, optional=key not in required)
+            referred = sections.get(described.get("$ref", "").rpartition("/")[2], {})
+            # pydantic leaves a description out where the section it refers to has the same.
+            about = described.get("description") or referred["description"]
+            section["properties"][key] = _property(described, about, optional=key not in required)
     return {"$schema": DIALECT, **schema, "title": "train.yaml of gpuctl"}
 
 
-def _property(described: dict[str, Any], *, optional: bool) -> dict[str, Any]:
+def _property(described: dict[str, Any], about: str, *, optional: bool) -> dict[str, Any]:
     """A key without a value is a key not given, so null is allowed where absence is."""
-    about = {key: described[key] for key in ("description",) if key in described}
-    kind = {
-        key: each
-        for key, each in described.items()
-        if key not in ("description", "title", "default")
-    }
-    if not optional or {"type": "null"} in kind.get("anyOf", []):
-        return {**about, **kind}
-    return {
-        **about,
-        "anyOf": [*kind.get("anyOf", [kind]), {"type": "null"}],
-    }
+    left_out = ("description", "title", "default")
+    kind = {key: each for key, each in described.items() if key not in left_out}
+    if "patternProperties" in kind:
+        kind["additionalProperties"] = False
+    if not optional:
+        return {"description": about, **kind}
+    kinds = [each for each in kind.get("anyOf", [kind]) if each != {"type": "null"}]
+    return {"description": about, "anyOf": [*kinds, {"type": "null"}]}

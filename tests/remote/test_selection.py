@@ -100,6 +100,8 @@ def trees(draw: st.DrawFn) -> dict[str, str]:
 @example({"a/b": "", "a/c/b": "", ".gitignore": "/a/b\n", "a/c/.gitignore": "!b"})
 @example({"a/b/c": "", ".gitignore": "a/\n!a/b/c"})
 @example({"foo/x.py": "", "foo/x": "", ".gitignore": "foo/**\n!foo/**/\n!*.py"})
+@example({"a/b/c/d": "", "a/b/e": "", ".gitignore": "a/b/**/"})
+@example({"é": "", "xà": "", ".gitignore": "?\n*à"})
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_sends_what_git_would_list(tree: dict[str, str]) -> None:
     folder = Path(tempfile.mkdtemp())

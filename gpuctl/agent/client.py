@@ -1,0 +1,342 @@
+"""Speaking to the agent on a machine, through whatever connection reaches it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from gpuctl.agent.messages import (
+    AgentStatus,
+    Beat,
+    CheckpointState,
+    GuardState,
+    Job,
+    JobState,
+    LogLine,
+    Probe,
+    StateUpdate,
+    StopReason,
+)
+from gpuctl.agent.printable import printable
+from gpuctl.errors import RemoteError
+from gpuctl.remote.connection import Connection, RemoteProcess
+from gpuctl.store.manifest import Manifest
+from gpuctl.store.restore import CorruptEntry
+
+__all__ = [
+    "AgentClient",
+    "AgentRefused",
+    "AgentStatus",
+    "Beat",
+    "CheckpointState",
+    "GuardState",
+    "Job",
+    "JobState",
+    "LogLine",
+    "Probe",
+    "StateUpdate",
+    "find_python",
+    "printable",
+]
+
+AGENT_FILE = Path(__file__).with_name("machine_agent.py")
+
+_TIMEOUT_SECONDS = 60.0
+_RESTORE_TIMEOUT_SECONDS = 6 * 3600.0
+
+_A = TypeVar("_A", bound=BaseModel)
+
+# What the agent imports: a bare Debian has a Python without parts of its library.
+_NEEDED = "import argparse, ctypes, fcntl, hashlib, json, select, ssl, subprocess, urllib.request"
+_FIND_PYTHON = f"""
+for python in python3 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8 \
+    python /usr/bin/python3 /usr/local/bin/python3 /opt/conda/bin/python3; do
+  command -v "$python" >/dev/null 2>&1 || continue
+  "$python" -I -c 'import sys; sys.version_info >= (3, 8) or sys.exit(1); {_NEEDED}
+print("python=" + sys.executable)' 2>/dev/null && exit 0
+done
+exit 1
+"""
+
+
+class AgentRefused(RemoteError):
+    """The agent understood and said no; ``reason`` is its own word for why."""
+
+    def __init__(self, message: str, reason: str, *, machine: str | None = None) -> None:
+        super().__init__(message, machine=machine)
+        self.reason = reason
+
+
+def find_python(connection: Connection, *, machine: str | None = None) -> str:
+    """Return the path of a Python >= 3.8 on the machine that can run the agent.
+
+    Raises:
+        RemoteError: there is none, or the machine does not answer.
+    """
+    done = connection.run(_FIND_PYTHON, timeout=_TIMEOUT_SECONDS)
+    for line in done.stdout.decode(errors="replace").splitlines():
+        if line.startswith("python=/"):
+            return line.removeprefix("python=")
+    raise RemoteError(
+        "The machine has no python3 of version 3.8 or newer with its standard library, "
+        "and gpuctl's agent needs one",
+        machine=machine,
+        next="Take an image that has it (`image:` in train.yaml); on Debian: apt install python3.",
+    )
+
+
+class AgentClient:
+    """The agent of one attempt on one machine.
+
+    Args:
+        connection: reaches the machine.
+        python: a Python there, from `find_python`.
+        directory: the absolute path of the attempt's folder there.
+        machine: its name, for what goes wrong.
+
+    Every call raises `RemoteError` when the machine does not answer or answers nonsense, and
+    `AgentRefused` when the agent says no.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        python: str,
+        directory: str,
+        *,
+        machine: str | None = None,
+    ) -> None:
+        self._connection = connection
+        self._python = python
+        self._directory = directory
+        self._machine = machine
+        self._file = f"{directory}/{AGENT_FILE.name}"
+        self._watching: RemoteProcess | None = None
+        self._closed_watch: RemoteProcess | None = None
+        self._lock = threading.Lock()
+
+    def install(self) -> None:
+        """Make the folder and send the agent."""
+        script = 'umask 077 && mkdir -p "$1" && chmod 700 "$1"'
+        done = self._connection.run(
+            ["sh", "-c", script, "sh", self._directory], timeout=_TIMEOUT_SECONDS
+        )
+        if done.exit_code != 0:
+            self._fail(f"{self._directory} cannot be made: {_last_line(done.stderr)}")
+        self._connection.write(self._file, AGENT_FILE.read_bytes())
+
+    def probe(self, path: str) -> Probe:
+        """Return the facts of the machine; free disk is that where ``path`` is."""
+        return self._ask(Probe, "probe", path)
+
+    def arm(
+        self,
+        *,
+        lease_seconds: float,
+        hard_end: datetime,
+        end_argv: Sequence[str] = (),
+        end_signal_pid: int | None = None,
+        on_lease_end: Literal["end", "finish"] = "end",
+        sync_grace_seconds: float = 60,
+    ) -> GuardState:
+        """Start the guard, or give it new values. The hard end can come nearer, not move away.
+
+        Args:
+            end_argv, end_signal_pid: how the machine ends itself; neither: it cannot.
+            on_lease_end: "finish" lets a job that runs come to its end first.
+            sync_grace_seconds: how long the job's last sync may take then.
+        """
+        end: dict[str, object] = {}
+        if end_signal_pid is not None:
+            end["signal_pid"] = end_signal_pid
+        elif end_argv:
+            end["argv"] = list(end_argv)
+        orders = {
+            "lease_seconds": lease_seconds,
+            "hard_end": hard_end.timestamp(),
+            "end": end,
+            "on_lease_end": on_lease_end,
+            "sync_grace_seconds": sync_grace_seconds,
+        }
+        return self._ask(GuardState, "arm", self._directory, stdin=orders)
+
+    def renew(self, seconds: float) -> float:
+        """Let the lease end ``seconds`` from now; return when that is (epoch seconds).
+
+        It is never later than the hard end.
+        """
+        said = self._call("renew", self._directory, repr(float(seconds)))
+        until = said.get("lease_until")
+        if isinstance(until, bool) or not isinstance(until, int | float):
+            self._fail("The agent did not say until when the lease is")
+        return float(until)
+
+    def submit(self, job: Job) -> JobState:
+        """Start the job; a job that was submitted before is left alone, and its state returned."""
+        return self._ask(JobState, "submit", self._directory, stdin=job.document())
+
+    def status(self) -> AgentStatus:
+        """Return what guard and job are doing. Changes nothing."""
+        return self._ask(AgentStatus, "status", self._directory)
+
+    def stop(self, why: StopReason, grace: float) -> JobState:
+        """Ask the job to end: SIGTERM now, SIGKILL after ``grace`` seconds, then the last sync."""
+        arguments = ("--why", why, "--grace", repr(float(grace)))
+        return self._ask(JobState, "stop", self._directory, *arguments)
+
+    def grant(self, grant: Mapping[str, Any]) -> JobState:
+        """Hand over a new store grant for one that expires."""
+        return self._ask(JobState, "grant", self._directory, stdin=grant)
+
+    def restore(
+        self,
+        manifest: Manifest,
+        dest: str,
+        source: Mapping[str, Any],
+        *,
+        timeout: float = _RESTORE_TIMEOUT_SECONDS,
+    ) -> None:
+        """Put a checkpoint in place on the machine, verified there.
+
+        Args:
+            dest: the absolute path of the entry.
+            source: ``{"folder": path of the run in the store}`` or ``{"urls": {sha256: URL}}``.
+
+        Raises:
+            CorruptEntry: something is missing or is not what the manifest says.
+        """
+        orders = {"manifest": json.loads(manifest.to_json()), "dest": dest, "source": dict(source)}
+        try:
+            self._call("restore", self._directory, stdin=orders, timeout=timeout)
+        except AgentRefused as refused:
+            if refused.reason == "Corrupt":
+                raise CorruptEntry(refused.message, machine=self._machine) from refused
+            raise
+
+    def watch(self, log_from: int) -> Iterator[StateUpdate | LogLine | Beat]:
+        """Yield what happens, from an offset of the log on, until the job has ended.
+
+        The last thing is the state in which it ended. `close_watch` ends it from another thread.
+
+        Raises:
+            RemoteError: the stream ended, or turned into nonsense, before the job did.
+        """
+        argv = self._argv("watch", self._directory, "--log-from", str(log_from))
+        process = self._connection.open(argv)
+        with self._lock:
+            self._watching = process
+        ended = False
+        try:
+            for line in process.lines():
+                piece = self._piece(line)
+                if piece is None:
+                    continue
+                yield piece
+                ended = isinstance(piece, StateUpdate) and _has_ended(piece)
+        finally:
+            with self._lock:
+                self._watching = None
+                closed = self._closed_watch is process
+            process.kill()
+        if not (ended or closed):
+            self._fail("The stream from the machine broke off before the job had ended")
+
+    def close_watch(self) -> None:
+        """End a `watch` that another thread is reading; it just stops."""
+        with self._lock:
+            process, self._closed_watch = self._watching, self._watching
+        if process is not None:
+            process.kill()
+
+    # ------------------------------------------------------------------ the wire
+
+    def _argv(self, *arguments: str) -> list[str]:
+        # -I: what the image sets up for its own Python must not reach the agent.
+        return [self._python, "-I", self._file, *arguments]
+
+    def _ask(self, answer: type[_A], *arguments: str, stdin: Mapping[str, Any] | None = None) -> _A:
+        return self._parsed(answer, self._call(*arguments, stdin=stdin))
+
+    def _call(
+        self,
+        *arguments: str,
+        stdin: Mapping[str, Any] | None = None,
+        timeout: float = _TIMEOUT_SECONDS,
+    ) -> dict[str, Any]:
+        content = b"" if stdin is None else json.dumps(stdin).encode()
+        done = self._connection.run(self._argv(*arguments), stdin=content, timeout=timeout)
+        # A shell's start-up files may have said something before.
+        lines = [line for line in done.stdout.splitlines() if line.strip()]
+        said = _json_object(lines[-1]) if lines else None
+        if said is None:
+            code = f"exit code {done.exit_code}"
+            self._fail(
+                f"The agent did not answer to {arguments[0]}: {_last_line(done.stderr, code)}"
+            )
+        self._raise_refusal(said)
+        if done.exit_code != 0:
+            self._fail(f"The agent failed at {arguments[0]} with exit code {done.exit_code}")
+        return said
+
+    def _piece(self, line: bytes) -> StateUpdate | LogLine | Beat | None:
+        """Return what a line of the stream says; None for a kind that a newer agent sends."""
+        said = _json_object(line)
+        if said is None:
+            self._fail("The stream from the agent is garbled")
+        self._raise_refusal(said)
+        kind = said.get("type")
+        if kind == "log":
+            return self._parsed(LogLine, said)
+        if kind == "state":
+            return self._parsed(StateUpdate, said)
+        if kind == "beat":
+            return self._parsed(Beat, said)
+        return None
+
+    def _parsed(self, answer: type[_A], said: Mapping[str, Any]) -> _A:
+        try:
+            return answer.model_validate(said)
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise RemoteError(
+                f"The agent's answer is not understood: {printable(where)}: {first['msg']}",
+                machine=self._machine,
+                next="Another gpuctl may have sent it; `gpuctl terminate` ends the machine.",
+            ) from None
+
+    def _raise_refusal(self, said: Mapping[str, Any]) -> None:
+        error = said.get("error")
+        if isinstance(error, dict):
+            message = printable(str(error.get("message", "no reason given")))[:2000]
+            raise AgentRefused(message, str(error.get("kind", "")), machine=self._machine)
+
+    def _fail(self, message: str) -> NoReturn:
+        raise RemoteError(message, machine=self._machine)
+
+
+def _has_ended(update: StateUpdate) -> bool:
+    return update.job is not None and update.job.phase == "ended"
+
+
+def _json_object(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _last_line(said: bytes, otherwise: str = "it gave no reason") -> str:
+    lines = said.decode(errors="replace").strip().splitlines()
+    return printable(lines[-1])[:500] if lines else otherwise

@@ -1,0 +1,32 @@
+"""Fixtures of the agent's tests."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.agent.bench import Bench, old_python
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """An agent run by the Python of the tests."""
+    bench = Bench(tmp_path)
+    yield bench
+    bench.clear()
+
+
+@pytest.fixture(params=["this python", "python 3.8"])
+def every_bench(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    """An agent run by the Python of the tests, and by the oldest that is supported."""
+    python: str | None = sys.executable
+    if request.param == "python 3.8":
+        python = old_python()
+        if python is None:
+            pytest.skip("there is no python3.8 on this computer")
+    bench = Bench(tmp_path, python)
+    yield bench
+    bench.clear()
