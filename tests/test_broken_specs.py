@@ -156,7 +156,6 @@ BROKEN: dict[str, tuple[int | None, str, str]] = {
 BEYOND_THE_SCHEMA = {
     *("bf16-without-gpu", "count-without-gpu", "min-vram-without-gpu", "more-free-than-disk"),
     *(
-        "checkpoints-without-dir",
         "nodes-two",
         "data-in-checkpoints",
         "secrets-also-in-env",
@@ -176,10 +175,10 @@ BEYOND_THE_SCHEMA = {
 
 def message_for(path: Path) -> str:
     """Load a broken file and return what is said, having checked what is true of every message."""
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(SpecError) as caught:
         load_spec(path, environ={"HOME": "/home/somebody"})
-    took = time.perf_counter() - start
+    took = time.process_time() - start
     message = str(caught.value)
     assert message == caught.value.message
     assert message.isprintable(), "one line, and nothing that plays with the terminal"

@@ -29,7 +29,7 @@ def test_an_empty_folder_gets_a_valid_one_that_says_what_is_missing(tmp_path: Pa
     spec = started(folder)
     assert spec.name == "my-project"
     assert spec.resources.gpu == ()
-    assert spec.checkpoints.dir is None
+    assert spec.checkpoints.store is None
     assert "No training script was found" in (folder / "train.yaml").read_text()
 
 

@@ -119,16 +119,8 @@ def _money(text: str | None) -> Decimal | None:
     return None if text is None else Decimal(text)
 
 
-_decode = json.JSONDecoder().raw_decode  # `json.loads` spends half its time on other things
-
-
 def _json(text: str | None) -> Any:
-    if text is None:
-        return None
-    value, end = _decode(text)
-    if end != len(text):
-        raise ValueError("there is more than one JSON value")
-    return value
+    return None if text is None else json.loads(text)
 
 
 def _prices(text: str | None, flat: Decimal) -> tuple[Price, ...]:
@@ -157,14 +149,14 @@ def _machine(record: Record) -> MachineRow:
         region=region,
         disk_gb=disk_gb,
         offer_id=offer_id,
-        access=_json(access),
+        access_json=access,
         lease_until=datetime.fromisoformat(lease_until),
         lease_seconds=lease_seconds,
         hard_end=datetime.fromisoformat(hard_end),
         run=run,
         attempt=attempt,
         owner=owner,
-        keeper=_json(keeper),
+        keeper_json=keeper,
         detached=bool(detached),
         purpose=purpose,
         intended_at=datetime.fromisoformat(intended_at),
@@ -175,7 +167,7 @@ def _machine(record: Record) -> MachineRow:
         destroy_asked_at=_moment(destroy_asked_at),
         cost_usd=_money(cost_usd),
         cost_source=cost_source,
-        confirmed_by=tuple(_json(confirmed_by) or ()),
+        confirmed_json=confirmed_by,
         in_doubt=bool(in_doubt),
         closed_by=closed_by,
         prices=_prices(prices, price),

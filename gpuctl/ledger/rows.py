@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Literal
 
+from gpuctl.errors import LedgerError
 from gpuctl.ledger.costs import Price, cost_between, rounded, share
 from providers.base import State
 
@@ -29,14 +31,14 @@ class MachineRow:
     region: str
     disk_gb: float
     offer_id: str
-    access: Mapping[str, Any] | None  # how to reach it, as it was recorded
+    access_json: str | None  # see `access`
     lease_until: datetime
     lease_seconds: float
     hard_end: datetime
     run: str | None
     attempt: int | None
     owner: str
-    keeper: Mapping[str, Any] | None  # role, host, boot, pid, started
+    keeper_json: str | None  # see `keeper`
     detached: bool
     purpose: str  # "run" or "provision"
     intended_at: datetime
@@ -47,10 +49,38 @@ class MachineRow:
     destroy_asked_at: datetime | None
     cost_usd: Decimal | None  # final; None while it is not known
     cost_source: str | None  # who said so; None while it runs
-    confirmed_by: tuple[Mapping[str, Any], ...]  # call, at, answer: who says that it is gone
+    confirmed_json: str | None  # see `confirmed_by`
     in_doubt: bool  # nobody knows whether the create call made it
     closed_by: Closed | None
     prices: tuple[Price, ...]
+
+    # Parsed when somebody asks: of ten thousand rows that are listed hardly any is asked.
+
+    @property
+    def access(self) -> Mapping[str, Any] | None:
+        """How to reach it, as it was recorded."""
+        return self._parsed(self.access_json)
+
+    @property
+    def keeper(self) -> Mapping[str, Any] | None:
+        """Which process looks after it: role, host, boot, pid, started."""
+        return self._parsed(self.keeper_json)
+
+    @property
+    def confirmed_by(self) -> tuple[Mapping[str, Any], ...]:
+        """Who says that it is gone: call, at, answer of each."""
+        return tuple(self._parsed(self.confirmed_json) or ())
+
+    def _parsed(self, text: str | None) -> Any:
+        try:
+            return None if text is None else json.loads(text)
+        except ValueError as error:
+            raise LedgerError(
+                f"The ledger is damaged: what it says of {self.name} cannot be read ({error})",
+                machine=self.name,
+                may_bill=not self.closed,
+                next="Run `gpuctl audit`: it asks the clouds themselves.",
+            ) from error
 
     @property
     def closed(self) -> bool:

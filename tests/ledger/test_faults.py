@@ -319,3 +319,14 @@ def test_a_row_that_is_not_what_was_written(ledger: Ledger) -> None:
         ledger.machines()
     ledger.rebuild()
     assert len(ledger.machines()) == 1
+
+
+@pytest.mark.parametrize("column", ["access", "keeper", "confirmed_by"])
+def test_json_that_is_not_what_was_written(ledger: Ledger, column: str) -> None:
+    ledger.record("intended", machine=ME, **intended())
+    ledger._connection.execute(f"UPDATE machines SET {column} = '{{\"host'")  # noqa: S608
+    row = ledger.machine(ME)
+    assert row is not None
+    with pytest.raises(LedgerError, match=f"damaged: what it says of {ME} cannot") as caught:
+        getattr(row, column)
+    assert caught.value.may_bill
