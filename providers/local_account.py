@@ -149,7 +149,14 @@ class Account:
                         return _ended_from_json(line)
         return None
 
-    def end(self, machine_id: str, reason: str, *, spare: frozenset[int] = frozenset()) -> None:
+    def end(
+        self,
+        machine_id: str,
+        reason: str,
+        *,
+        spare: frozenset[int] = frozenset(),
+        record: Record | None = None,
+    ) -> None:
         """End everything the machine ever started, write the books, remove the folder.
 
         Can be called again after any crash in between, and by several at once.
@@ -158,6 +165,7 @@ class Account:
             machine_id: which machine.
             reason: for the books; counts if nobody wrote one before.
             spare: pids that are not killed (the caller's own).
+            record: what was ordered, for when its file is gone.
 
         Raises:
             StillAlive: processes did not end.
@@ -169,7 +177,7 @@ class Account:
             if process and process.pid not in spare:
                 local_processes.end_process(process)
         local_processes.end_carriers(marker(folder), spare=spare)
-        record = self.record(machine_id)
+        record = self.record(machine_id) or record
         try:
             self._close(machine_id, reason, record)
         except OSError:  # a full disk: what the job wrote makes room for the line

@@ -163,18 +163,18 @@ def _keep(folder: Path, starter: socket.socket, *, namespaces: bool, why: str) -
     _send(starter, {"ready": True})
     starter.close()
     account = Account(folder.parent.parent)
-    reason = _watch(account, folder, init, signals)
+    record = account.record(folder.name)
+    rehearsal = _Rehearsing(folder / "root", record.rehearsal if record else None)
+    reason = _watch(folder, init, signals, rehearsal)
     if reason:
-        account.end(folder.name, reason, spare=frozenset({os.getpid()}))
+        account.end(folder.name, reason, spare=frozenset({os.getpid()}), record=record)
 
 
-def _watch(account: Account, folder: Path, init: int, signals: _Signals) -> str | None:
+def _watch(folder: Path, init: int, signals: _Signals, rehearsal: _Rehearsing) -> str | None:
     """Wait for the machine's end. Returns why it ended, None when pid 1 was killed from outside.
 
     Then files and state stay: the machine is lost, not gone, until somebody destroys it.
     """
-    record = account.record(folder.name)
-    rehearsal = _Rehearsing(folder / "root", record.rehearsal if record else None)
     while True:
         signals.wait(rehearsal.pause())
         if init:

@@ -27,12 +27,12 @@ _PIP = """#!/bin/sh
 # pip of this machine: installs into its own Python and nowhere else.
 exec {python} -m pip "$@"
 """
-_PIP_MODULE = '''"""Stands in for pip on a Python that has none: gpuctl's own works for it, else ensurepip."""
+_PIP_MODULE = '''"""Stands in for pip on a Python that has none."""
 import os
 import subprocess
 import sys
 
-other = {other!r}
+other = {other!r}  # the one that runs gpuctl
 if subprocess.run([other, "-c", "import pip"], stderr=subprocess.DEVNULL).returncode == 0:
     os.execv(other, [other, "-m", "pip", "--python", sys.executable, *sys.argv[1:]])
 # Puts the real one in the place of this.

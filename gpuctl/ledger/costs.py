@@ -36,8 +36,8 @@ def cost_between(prices: Sequence[Price], start: datetime, end: datetime) -> Dec
         following = prices[index + 1].since if index + 1 < len(prices) else None
         ends = end if following is None else min(following, end)
         if ends > begins:
-            total += price.per_hour * _microseconds(begins, ends) / _MICROSECONDS_AN_HOUR
-    return total
+            total += price.per_hour * _microseconds(begins, ends)
+    return total / _MICROSECONDS_AN_HOUR
 
 
 def share(amount: Decimal, start: datetime, end: datetime, since: datetime) -> Decimal:

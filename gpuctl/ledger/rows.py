@@ -59,12 +59,14 @@ class MachineRow:
     @property
     def access(self) -> Mapping[str, Any] | None:
         """How to reach it, as it was recorded."""
-        return self._parsed(self.access_json)
+        access: Mapping[str, Any] | None = self._parsed(self.access_json)
+        return access
 
     @property
     def keeper(self) -> Mapping[str, Any] | None:
         """Which process looks after it: role, host, boot, pid, started."""
-        return self._parsed(self.keeper_json)
+        keeper: Mapping[str, Any] | None = self._parsed(self.keeper_json)
+        return keeper
 
     @property
     def confirmed_by(self) -> tuple[Mapping[str, Any], ...]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gpuctl.errors import StoreError
 from gpuctl.store.folder import FolderObjects
-from gpuctl.store.objects import Objects
 from gpuctl.store.store import Store
 from providers.base import Clock
+
+if TYPE_CHECKING:
+    from gpuctl.store.s3 import S3Objects
 
 _RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
@@ -33,7 +36,7 @@ def open_store(
     if not _RUN_ID.fullmatch(run_id):
         raise StoreError(f"{run_id!r} is not the id of a run", next="`gpuctl runs` lists them.")
     if location.startswith("s3://"):
-        return Store(_s3(location, run_id, environ), run_id, clock=clock)
+        return Store(s3_objects(location, run_id, environ), run_id, clock=clock)
     if "://" in location or not Path(location).is_absolute():
         raise StoreError(
             f"{location!r} is not a store",
@@ -42,7 +45,8 @@ def open_store(
     return Store(FolderObjects(Path(location), run_id), run_id, clock=clock)
 
 
-def _s3(location: str, run_id: str, environ: Mapping[str, str]) -> Objects:
+def s3_objects(location: str, run_id: str, environ: Mapping[str, str]) -> S3Objects:
+    """Return what lies in S3 beneath a store, as `open_store` does for ``s3://`` locations."""
     bucket, _, prefix = location.removeprefix("s3://").partition("/")
     prefix = prefix.strip("/")
     if not _BUCKET.fullmatch(bucket):

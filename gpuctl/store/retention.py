@@ -68,6 +68,7 @@ def plan(
         for blob in one.manifest.blobs():
             earlier = last_named.get(blob.key, one.stored.modified)
             last_named[blob.key] = max(earlier, one.stored.modified)
+    latest = max((one.stored.modified for one in shipped), default=now)
     return Plan(
         tuple(going),
         tuple(
@@ -75,7 +76,13 @@ def plan(
             for stored in blobs
             if stored.key not in named
             and (
-                (stored.key in last_named and stored.modified <= last_named[stored.key])
+                (
+                    stored.key in last_named
+                    and stored.modified <= last_named[stored.key]
+                    # S3 tells whole seconds: what was sent again in the manifest's own second
+                    # looks as old as it, but never older than the newest manifest.
+                    and stored.modified < latest
+                )
                 or now - stored.modified > ORPHAN_AGE
             )
         ),

@@ -24,11 +24,65 @@ NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 OWNER = "a1b2c3d4e5f6"
 NAME = "gpuctl-demo-a1b2c3-01234567"
 
-OFFER_KEYS = ["provider", "id", "gpu", "gpu_count", "vram_gb", "spot", "price_hour", "region", "vcpus", "ram_gb", "disk_gb", "reliability", "available", "source", "as_of", "run_cost", "runs_in_budget", "fx_rate", "fx_date", "note"]
-MACHINE_KEYS = ["name", "provider", "provider_id", "state", "gpu", "gpu_count", "spot", "price_hour", "region", "ssh", "lease_expires_at", "run", "created_at", "cost_usd"]
-RUN_KEYS = ["id", "name", "state", "exit_code", "reason", "attempts", "cost_usd", "checkpoints", "outputs"]
+OFFER_KEYS = [
+    "provider",
+    "id",
+    "gpu",
+    "gpu_count",
+    "vram_gb",
+    "spot",
+    "price_hour",
+    "region",
+    "vcpus",
+    "ram_gb",
+    "disk_gb",
+    "reliability",
+    "available",
+    "source",
+    "as_of",
+    "run_cost",
+    "runs_in_budget",
+    "fx_rate",
+    "fx_date",
+    "note",
+]
+MACHINE_KEYS = [
+    "name",
+    "provider",
+    "provider_id",
+    "state",
+    "gpu",
+    "gpu_count",
+    "spot",
+    "price_hour",
+    "region",
+    "ssh",
+    "lease_expires_at",
+    "run",
+    "created_at",
+    "cost_usd",
+]
+RUN_KEYS = [
+    "id",
+    "name",
+    "state",
+    "exit_code",
+    "reason",
+    "attempts",
+    "cost_usd",
+    "checkpoints",
+    "outputs",
+]
 ATTEMPT_KEYS = ["number", "machine", "started_at", "ended_at", "outcome", "cost_usd"]
-RECEIPT_KEYS = ["name", "provider", "provider_id", "confirmed", "confirmed_by", "cost_usd", "leftovers"]
+RECEIPT_KEYS = [
+    "name",
+    "provider",
+    "provider_id",
+    "confirmed",
+    "confirmed_by",
+    "cost_usd",
+    "leftovers",
+]
 
 
 @pytest.fixture

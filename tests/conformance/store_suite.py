@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ from gpuctl.errors import StoreError
 from gpuctl.store import Blob, CorruptEntry, Manifest, NewerFormat, Store
 from gpuctl.store.objects import Missing, Objects
 from providers.base import Clock
+from tests.waiting import until
 
 RUN = "demo-1a2b3c"
 AT = datetime(2026, 11, 21, 13, 0, 0, 123456, tzinfo=UTC)
@@ -79,6 +81,12 @@ def put(
         step=seq,
         at=at,
     )
+
+
+def next_second() -> None:
+    """Let the second pass in which S3 would say that everything so far was written."""
+    this = int(time.time())
+    assert until(lambda: int(time.time()) > this, 5)
 
 
 def make_tree(root: Path) -> Path:
@@ -333,6 +341,7 @@ class StoreConformance:
         old = [put(store, self.fresh(tmp_path, f"epoch-{n}"), n) for n in (2, 3)]
         kept = put(store, self.fresh(tmp_path, "epoch-4"), 4)
         broken = put(store, self.fresh(tmp_path, "epoch-5"), 5)
+        next_second()
         newest = put(store, self.fresh(tmp_path, "epoch-6"), 6)
         objects.write(broken.files[0].blobs[0].key, b"")
 
@@ -353,6 +362,8 @@ class StoreConformance:
         (tree / "frozen").write_bytes(os.urandom(SMALL))
         manifests = []
         for seq in (1, 2, 3):
+            if seq == 3:
+                next_second()
             (tree / "head").write_bytes(os.urandom(SMALL))
             manifests.append(put(store, tree, seq))
         assert store.prune(1).blobs == 2

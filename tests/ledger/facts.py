@@ -96,3 +96,28 @@ def checkpoint(seq: int = 1, **changes: Any) -> dict[str, Any]:
         "at": START,
         "bytes": 123,
     } | changes
+
+
+SOME_FACTS: dict[str, dict[str, Any]] = {
+    "created": created(),
+    "refused": {"kind": "NoCapacity", "message": ""},
+    "in_doubt": {"message": ""},
+    "absent": {"confirmed_by": gone()["confirmed_by"]},
+    "observed": {"state": "ready", "status": ""},
+    "ready": {"steps": {}, "gpus": 0},
+    "renewed": {"lease_until": START},
+    "kept": {"keeper": None, "detached": True},
+    "interrupted": {"reason": ""},
+    "destroy_asked": {"why": ""},
+    "destroy_accepted": {"answer": ""},
+    "gone": gone(),
+    "priced": {"price_hour": Decimal(1)},
+    "forgotten": {"by": "", "why": ""},
+    "run_state": {"state": "running"},
+    "run_kept": {"keeper": None, "detached": False},
+    "attempt_started": {"number": 1},
+    "attempt_ended": {"number": 1, "outcome": "failed"},
+    "checkpoint": checkpoint(),
+    "checkpoint_pruned": {"attempt": 1, "seq": 1},
+    "output": {"from": "a", "to": "b", "bytes": 1},
+}

@@ -543,6 +543,9 @@ def test_a_folder_removed_by_hand_ends_its_processes(
     shutil.rmtree(Path(access(machine).root).parent, ignore_errors=True)
     assert until(lambda: running(machine) == set(), 10)
     assert books(home)[-1]["reason"] == "removed by hand"
+    assert provider.get(machine.provider_id).reason == "removed by hand"
+    assert provider.get(machine.provider_id).name == machine.name
+    assert not Path(access(machine).env["TMPDIR"]).is_symlink()
 
 
 # --------------------------------------------------------------------------- crashes

@@ -225,6 +225,7 @@ def test_a_blob_written_between_the_look_and_the_removal_stays(tmp_path: Path) -
     objects = MemoryObjects(clock)
     store = Store(objects, RUN, clock=clock, blob_bytes=BLOB)
     old = put(store, tmp_path, 1, b"aaaa")
+    clock.sleep(1)
     put(store, tmp_path, 2, b"bbbb")
     shipped = [
         Shipped(m, next(s for s in objects.listing("manifests") if s.key == m.key))

@@ -1,0 +1,94 @@
+"""kill -9 of gpuctl at every fact that it writes, and each of three endings alone.
+
+Whatever was reached: nothing is left running, and `gpuctl resume` finishes the job from its last
+whole checkpoint.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.rehearsal import STEPS, Rehearsal
+from tests.waiting import until
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/environ").exists(), reason="asks /proc what is left"
+)
+
+LEASE = "6s"
+MOMENTS = [
+    "run_opened",
+    "run_kept",
+    "intended",
+    "created",
+    "attempt_started",
+    "ready",
+    "run_state:preparing",
+    "run_state:running",
+    "checkpoint",
+    "run_state:finishing",
+    "output",
+    "destroy_asked",
+    "destroy_accepted",
+    "gone",
+]
+FAST = {"intended", "created", "run_state:running", "destroy_asked"}
+
+
+def ended_by_reap(rehearsal: Rehearsal) -> None:
+    code, document, err = rehearsal.gpuctl("reap")
+    assert code == 0, (document, err)
+    assert rehearsal.nothing_is_left(), (document, err)
+
+
+def ended_by_the_watchdog(rehearsal: Rehearsal) -> None:
+    assert until(rehearsal.nothing_is_left, 60), rehearsal.machine_processes()
+
+
+def ended_by_the_machine(rehearsal: Rehearsal) -> None:
+    rehearsal.kill_watchdog()
+    if "ready" not in rehearsal.kinds():
+        # No agent can be armed before a machine answers; from then on reap is what is left.
+        ended_by_reap(rehearsal)
+        return
+    if not until(rehearsal.nothing_is_left, 30):
+        assert "run_state:preparing" not in rehearsal.kinds(), "its own timer did not end it"
+        ended_by_reap(rehearsal)
+
+
+def case(moment: str, ending: object) -> object:
+    marks = () if moment in FAST and ending is not ended_by_the_machine else pytest.mark.slow
+    return pytest.param(moment, ending, marks=marks, id=f"{moment}-{ending.__name__}")  # type: ignore[attr-defined]
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    ("moment", "ending"),
+    [
+        case(moment, ending)
+        for moment in MOMENTS
+        for ending in (ended_by_reap, ended_by_the_watchdog, ended_by_the_machine)
+    ],
+)
+def test_killed(moment: str, ending: object, tmp_path: Path) -> None:
+    rehearsal = Rehearsal(tmp_path)
+    spec = rehearsal.write_spec()
+    process = rehearsal.start("run", spec, "--provider", "local", "--yes", "--lease", LEASE)
+    try:
+        reached = until(lambda: moment in rehearsal.kinds(), 30, every=0.005)
+        assert reached, rehearsal.kinds()
+    finally:
+        process.kill()
+        process.communicate(timeout=10)
+    ending(rehearsal)  # type: ignore[operator]
+    code, document, err = rehearsal.gpuctl("resume", rehearsal.run_id())
+    assert code == 0, (document, err)
+    assert document["run"]["state"] == "succeeded"
+    result = (spec.parent / "artifacts" / "result.txt").read_text()
+    assert result.startswith(f"{STEPS} from attempt")
+    assert until(rehearsal.nothing_is_left, 20)
+    code, document, err = rehearsal.gpuctl("audit")
+    assert (code, document["billing"]) == (0, []), err
+    rehearsal.kill_watchdog()
