@@ -8,7 +8,7 @@ from pathlib import Path
 if not sys.flags.safe_path and Path(sys.path[0]) != Path(__file__).parent.parent:
     del sys.path[0]
 
-from gpuctl.cli.entry import main  # noqa: E402
+from gpuctl.cli.entry import main
 
 if __name__ == "__main__":
     main()

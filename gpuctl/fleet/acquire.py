@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 
-from gpuctl.errors import GpuctlError, MayStillBill
+from gpuctl.errors import (
+    CapReached,
+    GpuctlError,
+    MayStillBill,
+    NoCredentials,
+    NothingRentable,
+)
 from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.keeper import Keeper
 from gpuctl.fleet.presence import prove_absent
@@ -20,6 +26,7 @@ from gpuctl.ledger import MachineRow
 from gpuctl.names import new_machine_name
 from providers.base import (
     Ambiguous,
+    AuthFailed,
     LocalAccess,
     Machine,
     Mark,
@@ -146,6 +153,18 @@ def settle(fleet: Fleet, row: MachineRow) -> Machine | None:
         + (f" ({proof.error})" if proof.error else ""),
         machine=row.name,
         next=f"Run `gpuctl terminate {row.name}`; until it is settled nothing else is rented.",
+    )
+
+
+def why_refused(last: ProviderError | GpuctlError | None) -> GpuctlError:
+    """Return what it means that no offer led to a usable machine; ``last`` said the last no."""
+    if isinstance(last, PriceChanged):
+        return CapReached(str(last), next="Raise the price cap, or try again later.")
+    if isinstance(last, AuthFailed):
+        return NoCredentials(str(last), next="`gpuctl doctor` says what is missing.")
+    return NothingRentable(
+        f"No offer led to a usable machine; the last one: {last}",
+        next="Everything that was rented is released. Try again later, or ask for something else.",
     )
 
 

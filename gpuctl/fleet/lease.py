@@ -15,11 +15,17 @@ RUN_LEASE_SECONDS = 600.0
 PROVISION_LEASE_SECONDS = 7200.0
 SHORTEST_LEASE_SECONDS = 5.0
 _RENEW_EVERY_SECONDS = 60.0
+_SYNC_GRACE_SECONDS = 60.0
 
 
 def renew_every(lease_seconds: float) -> float:
     """Return how often a lease is renewed: each minute, and thrice within a short one."""
     return min(_RENEW_EVERY_SECONDS, lease_seconds / 3)
+
+
+def sync_grace(lease_seconds: float) -> float:
+    """Return how long after its lease a machine may still sync: a minute, less for short leases."""
+    return min(_SYNC_GRACE_SECONDS, lease_seconds)
 
 
 def lease_end(now: datetime, seconds: float, hard_end: datetime) -> datetime:

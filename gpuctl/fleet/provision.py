@@ -6,24 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from gpuctl.agent.client import AgentClient, find_python
 from gpuctl.errors import (
-    CapReached,
     GpuctlError,
-    NoCredentials,
-    NothingRentable,
     RemoteError,
     UsageError,
 )
-from gpuctl.fleet.acquire import Need, acquire
+from gpuctl.fleet.acquire import Need, acquire, why_refused
 from gpuctl.fleet.context import Fleet
+from gpuctl.fleet.guard import agent_in, armed_agent
 from gpuctl.fleet.keeper import alive, keeper_from, this_process
 from gpuctl.fleet.lease import keep, renew
 from gpuctl.fleet.ready import NotReady, Ready, make_ready, reopen
 from gpuctl.fleet.release import release
-from gpuctl.fleet.watchdog import SYNC_GRACE_SECONDS, ensure_watchdog
+from gpuctl.fleet.watchdog import ensure_watchdog
 from gpuctl.ledger import MachineRow
-from providers.base import AuthFailed, Clock, Machine, Offer, PriceChanged, ProviderError, SelfEnd
+from providers.base import Clock, Machine, Offer, ProviderError
 
 AGENT_FOLDER = ".gpuctl/machine"
 """The agent's folder on a provisioned machine, relative to the machine's home."""
@@ -89,7 +86,7 @@ def provision(fleet: Fleet, offers: Sequence[Offer], need: Need, *, pause: Pause
             fleet.say(f"releasing {row.name}")
             release(fleet, row, why=type(broken).__name__)
             raise
-    raise _nothing(last)
+    raise why_refused(last)
 
 
 def described(offer: Offer) -> str:
@@ -122,9 +119,7 @@ def extend(fleet: Fleet, row: MachineRow, seconds: float, *, agent_folder: str) 
             next=f"Nothing to do; `gpuctl cancel {row.run}` ends it.",
         )
     ready = reopen(fleet, row)
-    agent = AgentClient(
-        ready.connection, find_python(ready.connection), f"{ready.connection.home}/{agent_folder}"
-    )
+    agent = agent_in(ready, row, agent_folder)
     until = renew(fleet, row, seconds, on_machine=agent.renew)
     keep(fleet, row, ensure_watchdog(fleet.home, fleet.environ), detached=row.detached)
     return until
@@ -137,7 +132,7 @@ def _handed_over(
     waiting = replace(fleet, clock=_Interruptible(fleet.clock, pause))
     ready = make_ready(waiting, row, machine)
     pause(0)
-    agent = _guarded(ready, row, need)
+    agent = armed_agent(ready, row, AGENT_FOLDER, need.lease_seconds)
     found = len(agent.probe(ready.connection.home).gpus)
     if found < offer.gpu_count:
         raise TooFewGpus(
@@ -148,35 +143,6 @@ def _handed_over(
     renew(fleet, row, need.lease_seconds, on_machine=agent.renew)
     keep(fleet, row, ensure_watchdog(fleet.home, fleet.environ), detached=False)
     return Provisioned(fleet.ledger.machine(row.name) or row, ready)
-
-
-def _guarded(ready: Ready, row: MachineRow, need: Need) -> AgentClient:
-    """Arm the machine's own timer before anything else happens there (promise 5)."""
-    agent = AgentClient(
-        ready.connection, find_python(ready.connection), f"{ready.connection.home}/{AGENT_FOLDER}"
-    )
-    agent.install()
-    end = ready.machine.self_end or SelfEnd()
-    agent.arm(
-        lease_seconds=need.lease_seconds,
-        hard_end=row.hard_end,
-        end_argv=end.argv,
-        end_signal_pid=end.signal_pid,
-        on_lease_end="end",
-        sync_grace_seconds=SYNC_GRACE_SECONDS,
-    )
-    return agent
-
-
-def _nothing(last: ProviderError | GpuctlError | None) -> GpuctlError:
-    if isinstance(last, PriceChanged):
-        return CapReached(str(last), next="Raise --max-price, or try again later.")
-    if isinstance(last, AuthFailed):
-        return NoCredentials(str(last), next="`gpuctl doctor` says what is missing.")
-    return NothingRentable(
-        f"No offer led to a usable machine; the last one: {last}",
-        next="Everything that was rented is released. Try again later, or ask for another GPU.",
-    )
 
 
 class _Interruptible:

@@ -25,14 +25,12 @@ from gpuctl.errors import GpuctlError
 from gpuctl.fleet.acquire import settle
 from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.keeper import Keeper, alive, keeper_from, this_process
+from gpuctl.fleet.lease import sync_grace
 from gpuctl.fleet.presence import look
 from gpuctl.fleet.release import release
 from gpuctl.home import Home, open_home
 from gpuctl.ledger import Ledger, MachineRow
 from providers.base import Clock, ProviderError, SystemClock
-
-SYNC_GRACE_SECONDS = 60.0
-"""How long after its lease a machine that was ready may still sync before it is destroyed."""
 
 _TICK_SECONDS = 1.0
 _IDLE_TICKS = 3  # rounds without an open row before it ends
@@ -83,7 +81,8 @@ def _last_moment(row: MachineRow) -> datetime:
     if row.detached:
         # The machine carries a detached run on by itself, to its caps.
         return row.hard_end
-    grace = SYNC_GRACE_SECONDS if row.ready_at is not None else 0.0
+    # A machine that never answered has nothing to sync.
+    grace = sync_grace(row.lease_seconds) if row.ready_at is not None else 0.0
     return row.lease_until + timedelta(seconds=grace)
 
 

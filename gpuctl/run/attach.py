@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gpuctl.agent.client import AgentClient, find_python
 from gpuctl.errors import RemoteError
+from gpuctl.fleet.guard import agent_in
 from gpuctl.fleet.ready import NotReady, reopen
 from gpuctl.ledger import AttemptRow, MachineRow
 from gpuctl.run.follow import told_interrupted
@@ -22,12 +22,7 @@ def attach(work: Work, attempt: AttemptRow) -> tuple[MachineRow, Live] | None:
         return None
     try:
         ready = reopen(work.fleet, row)
-        agent = AgentClient(
-            ready.connection,
-            find_python(ready.connection, machine=row.name),
-            f"{ready.connection.home}/{agent_folder(work.run_id, attempt.number)}",
-            machine=row.name,
-        )
+        agent = agent_in(ready, row, agent_folder(work.run_id, attempt.number))
         if agent.status().job is None:
             return None  # its controller died before the job was handed over
     except (NotReady, RemoteError) as error:

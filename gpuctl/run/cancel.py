@@ -16,7 +16,7 @@ from gpuctl.run.attach import attach
 from gpuctl.run.attempt import close_attempt
 from gpuctl.run.controller import TERMINAL, RunEnd
 from gpuctl.run.finish import release_machines
-from gpuctl.run.launch import SYNC_GRACE_SECONDS, TERM_GRACE_SECONDS
+from gpuctl.run.launch import TERM_GRACE_SECONDS
 from gpuctl.run.opening import open_work
 from gpuctl.run.recover import AttemptEnd
 from gpuctl.run.reporting import Reporter
@@ -25,6 +25,7 @@ from gpuctl.run.work import Work
 
 _CONTROLLER_SECONDS = 240.0
 _POLL_SECONDS = 0.2
+_SYNC_SECONDS = 60.0
 
 
 def cancel_run(fleet: Fleet, run: RunRow, report: Reporter) -> RunEnd:
@@ -89,7 +90,7 @@ def _in_its_place(fleet: Fleet, run: RunRow, report: Reporter) -> RunEnd:
 
 def _let_it_save(work: Work, agent: AgentClient) -> None:
     """Stop the job and wait until its agent has shipped what is whole, within its grace."""
-    deadline = work.fleet.clock.monotonic() + TERM_GRACE_SECONDS + SYNC_GRACE_SECONDS
+    deadline = work.fleet.clock.monotonic() + TERM_GRACE_SECONDS + _SYNC_SECONDS
     try:
         agent.stop("cancelled", TERM_GRACE_SECONDS)
         while work.fleet.clock.monotonic() < deadline:

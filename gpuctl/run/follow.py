@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 from gpuctl.agent.client import Beat, JobState, LogLine, StateUpdate, printable
 from gpuctl.errors import GpuctlError, RemoteError, StoreError
 from gpuctl.run.journal import Entry
-from gpuctl.run.launch import SYNC_GRACE_SECONDS, TERM_GRACE_SECONDS
+from gpuctl.run.launch import TERM_GRACE_SECONDS
 from gpuctl.run.recover import AttemptEnd
 from gpuctl.run.work import Live, Work
 from providers.base import NotFound, ProviderError, State
@@ -178,7 +178,7 @@ class Follower:
         if fate == "alive" or fate == "unknown":
             since = self._out_of_reach_since = self._out_of_reach_since or self._now()
             if self._now() - since < _LOST_AFTER_SECONDS and not (
-                self._told_to_stop and self._now() - since > SYNC_GRACE_SECONDS
+                self._told_to_stop and self._now() - since > TERM_GRACE_SECONDS
             ):
                 self._work.fleet.clock.sleep(self._reconnect_pause)
                 self._reconnect_pause = min(self._reconnect_pause * 2, _RECONNECT_MOST_SECONDS)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from gpuctl.agent.client import AgentClient, Job, find_python
+from gpuctl.agent.client import AgentClient, Job
 from gpuctl.errors import GpuctlError, StoreError
+from gpuctl.fleet.guard import armed_agent
 from gpuctl.fleet.lease import Renewal
 from gpuctl.fleet.ready import Ready, make_ready
 from gpuctl.ledger import MachineRow
@@ -16,9 +17,8 @@ from gpuctl.run.preflight import unmet
 from gpuctl.run.prepare import needs_of
 from gpuctl.run.work import Live, Work
 from gpuctl.store import CorruptManifest, Manifest
-from providers.base import LocalAccess, Machine, SelfEnd
+from providers.base import LocalAccess, Machine
 
-SYNC_GRACE_SECONDS = 60.0
 TERM_GRACE_SECONDS = 30.0
 _WORK = "work"
 
@@ -53,7 +53,14 @@ def launch(
     """
     work.report.step(f"{row.name}: waiting until it answers")
     ready = make_ready(work.fleet, row, machine, check=work.stop.check)
-    agent = _armed_agent(work, row, ready, number)
+    agent = armed_agent(
+        ready,
+        row,
+        agent_folder(work.run_id, number),
+        work.options.lease_seconds,
+        # A detached run is carried on by the machine itself when every local process dies.
+        on_lease_end="finish" if work.options.detach else "end",
+    )
     renewal.arm(agent.renew)
     work.stop.check()
     _check_hardware(work, row, agent, ready.connection)
@@ -64,25 +71,6 @@ def launch(
     work.stop.check()
     agent.submit(_job(work, ready, number, workdir, resume_from, allowance))
     return Live(number, row.name, ready.connection, agent)
-
-
-def _armed_agent(work: Work, row: MachineRow, ready: Ready, number: int) -> AgentClient:
-    """Send the agent and arm the machine's own timer, before anything else happens there."""
-    python = find_python(ready.connection, machine=row.name)
-    folder = f"{ready.connection.home}/{agent_folder(work.run_id, number)}"
-    agent = AgentClient(ready.connection, python, folder, machine=row.name)
-    agent.install()
-    end = ready.machine.self_end or SelfEnd()
-    agent.arm(
-        lease_seconds=work.options.lease_seconds,
-        hard_end=row.hard_end,
-        end_argv=end.argv,
-        end_signal_pid=end.signal_pid,
-        # A detached run is carried on by the machine itself when every local process dies.
-        on_lease_end="finish" if work.options.detach else "end",
-        sync_grace_seconds=SYNC_GRACE_SECONDS,
-    )
-    return agent
 
 
 def _check_hardware(

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from gpuctl.errors import CapReached, NoCredentials, NothingRentable
-from gpuctl.fleet.acquire import DEFAULT_MAX_DURATION, Need, acquire
+from gpuctl.errors import NothingRentable
+from gpuctl.fleet.acquire import DEFAULT_MAX_DURATION, Need, acquire, why_refused
 from gpuctl.fleet.asking import ask_rentable, nothing_found
 from gpuctl.fleet.keeper import Keeper
 from gpuctl.fleet.watchdog import ensure_watchdog
@@ -18,7 +18,7 @@ from gpuctl.run.caps import Allowance
 from gpuctl.run.launch import agent_folder
 from gpuctl.run.prepare import asked, caps_of, spot_of, want_of
 from gpuctl.run.work import Work
-from providers.base import AuthFailed, Machine, Offer, PriceChanged, ProviderError
+from providers.base import Machine, Offer, ProviderError
 
 Refusals = set[str]
 """`offer_key` of what was tried and refused, or found unfit."""
@@ -121,7 +121,7 @@ def rent(
             last = error
             continue
         return Rented(row, machine, offer)
-    raise _nothing(last)
+    raise why_refused(last)
 
 
 def _need(work: Work, number: int, allowance: Allowance) -> Need:
@@ -144,15 +144,4 @@ def _need(work: Work, number: int, allowance: Allowance) -> Need:
         image=work.spec.resources.image,
         max_price_hour=work.spec.resources.max_price,
         rehearsal=rehearsal,
-    )
-
-
-def _nothing(last: ProviderError | None) -> NothingRentable | CapReached | NoCredentials:
-    if isinstance(last, PriceChanged):
-        return CapReached(str(last), next="Raise resources.max_price, or try again later.")
-    if isinstance(last, AuthFailed):
-        return NoCredentials(str(last), next="`gpuctl doctor` says what is missing.")
-    return NothingRentable(
-        f"Every offer was refused; the last one said: {last}",
-        next="Try again later, or allow other providers or GPUs.",
     )

@@ -72,7 +72,8 @@ class S3Objects:
         """Whether the endpoint is more than this computer talking to itself."""
         host = urlsplit(self._client.meta.endpoint_url).hostname or ""
         try:
-            return not ipaddress.ip_address(host).is_loopback
+            address = ipaddress.ip_address(host)
+            return not (address.is_loopback or address.is_unspecified)
         except ValueError:
             return host != "localhost" and not host.endswith(".localhost")
 
@@ -93,7 +94,7 @@ class S3Objects:
         again = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_BrokenBody),
             stop=tenacity.stop_after_attempt(3),
-            wait=tenacity.wait_exponential_jitter(initial=0.2, max=5, jitter=0.2),
+            wait=tenacity.wait_random_exponential(multiplier=0.4, max=5),
             reraise=True,
         )
         try:
@@ -226,7 +227,7 @@ class S3Objects:
         again = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_Conflict),
             stop=tenacity.stop_after_attempt(5),
-            wait=tenacity.wait_exponential_jitter(initial=0.1, max=2, jitter=0.2),
+            wait=tenacity.wait_random_exponential(multiplier=0.2, max=2),
             reraise=True,
         )
         try:

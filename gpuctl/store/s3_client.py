@@ -125,6 +125,7 @@ def said(what: str) -> Iterator[None]:
     from botocore.exceptions import (
         BotoCoreError,
         ClientError,
+        ConnectionError,
         HTTPClientError,
         IncompleteReadError,
     )
@@ -138,7 +139,7 @@ def said(what: str) -> Iterator[None]:
             code, (f"it answered {code}", "Try again; look at the store's own status.")
         )
         raise StoreError(f"{what} cannot be used: {why}", next=next_step) from error
-    except (HTTPClientError, HTTPError, IncompleteReadError) as error:
+    except (ConnectionError, HTTPClientError, HTTPError, IncompleteReadError) as error:
         raise StoreError(
             f"{what} cannot be used: no whole answer came ({type(error).__name__})",
             next="Check the network and AWS_ENDPOINT_URL_S3, then try again.",

@@ -18,7 +18,8 @@ needs_proc = pytest.mark.skipif(not LINUX, reason="needs Linux's /proc and inoti
 class TestTaken:
     def test_a_quiet_file_and_a_quiet_folder(self, every_bench: Bench) -> None:
         every_bench.submit(
-            "umask 022; echo 1 > $CK/epoch-1; mkdir -p $CK/epoch-2/sub/empty; echo w > $CK/epoch-2/w;"
+            "umask 022; echo 1 > $CK/epoch-1; mkdir -p $CK/epoch-2/sub/empty;"
+            " echo w > $CK/epoch-2/w;"
             " : > $CK/epoch-2/nothing; echo x > $CK/epoch-2/sub/x; ln -s sub/x $CK/epoch-2/latest;"
             " chmod 700 $CK/epoch-2/w; sleep 600"
         )
@@ -37,7 +38,8 @@ class TestTaken:
     @needs_proc
     def test_what_is_renamed_into_place_is_taken_at_once(self, every_bench: Bench) -> None:
         every_bench.submit(
-            "echo 1 > $CK/.part; mv $CK/.part $CK/epoch-1; mkdir .d; echo x > .d/x; mv .d $CK/epoch-2;"
+            "echo 1 > $CK/.part; mv $CK/.part $CK/epoch-1;"
+            " mkdir .d; echo x > .d/x; mv .d $CK/epoch-2;"
             " sleep 600",
             settle_seconds=600,
         )
@@ -46,14 +48,16 @@ class TestTaken:
     @needs_proc
     def test_a_folder_that_was_made_anew_is_watched_again(self, bench: Bench) -> None:
         bench.submit(
-            "rmdir $CK; sleep 0.3; mkdir $CK; sleep 1.3; echo 1 > .part; mv .part $CK/epoch-1; sleep 600",
+            "rmdir $CK; sleep 0.3; mkdir $CK; sleep 1.3;"
+            " echo 1 > .part; mv .part $CK/epoch-1; sleep 600",
             settle_seconds=600,
         )
         bench.shipped("epoch-1")
 
     def test_rewritten_ones_are_new_versions(self, every_bench: Bench) -> None:
         every_bench.submit(
-            "echo one > $CK/last; while [ ! -e go ]; do sleep 0.05; done; echo two > $CK/last; sleep 600"
+            "echo one > $CK/last; while [ ! -e go ]; do sleep 0.05; done;"
+            " echo two > $CK/last; sleep 600"
         )
         every_bench.shipped("last")
         (every_bench.work / "go").touch()
@@ -116,8 +120,9 @@ class TestTaken:
 class TestNotTaken:
     def test_hidden_temporary_and_special_ones(self, every_bench: Bench) -> None:
         every_bench.submit(
-            "echo x > $CK/.hidden; mkdir $CK/tmp-save; echo x > $CK/tmp-save/x; echo x > $CK/tmpfile;"
-            " mkfifo $CK/pipe; ln -s /etc/passwd $CK/link; mkdir $CK/e; echo 1 > $CK/e/f; mkfifo $CK/e/p"
+            "echo x > $CK/.hidden; mkdir $CK/tmp-save; echo x > $CK/tmp-save/x;"
+            " echo x > $CK/tmpfile; mkfifo $CK/pipe; ln -s /etc/passwd $CK/link;"
+            " mkdir $CK/e; echo 1 > $CK/e/f; mkfifo $CK/e/p"
         )
         state = every_bench.ended()
         assert [m.name for m in every_bench.manifests()] == ["e"]
@@ -127,7 +132,8 @@ class TestNotTaken:
     @needs_proc
     def test_one_that_is_open_for_writing(self, every_bench: Bench) -> None:
         every_bench.submit(
-            "exec 5> $CK/epoch-1; echo half >&5; echo opened; while [ ! -e go ]; do sleep 0.05; done;"
+            "exec 5> $CK/epoch-1; echo half >&5; echo opened;"
+            " while [ ! -e go ]; do sleep 0.05; done;"
             " echo whole >&5; exec 5>&-; sleep 600"
         )
         every_bench.said("opened")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -162,7 +161,7 @@ class TestPresignedPost:
         ]  # fmt: skip
 
     def test_drops_and_errors_are_tried_again(self, every_bench: Bench, s3: PostStore) -> None:
-        s3.faults = ["drop", 503, 500, 307, 301, 429]
+        s3.faults = ["drop", 503, 307, 301]
         every_bench.submit("echo 1 > $CK/e1", store=s3.grant(), sync_seconds=30)
         state = every_bench.ended(40)
         assert state["sync"]["ok"]
@@ -353,10 +352,9 @@ def test_the_store_of_a_run_is_the_controllers_too(bench: Bench, tmp_path: Path)
 
     bench.submit("mkdir $CK/e; echo 1 > $CK/e/f")
     bench.ended()
-    store = open_store(str(bench.store.parent), "demo-1a2b3c")
+    store = open_store(str(bench.store.parent), "demo-1a2b3c", environ={})
     (manifest,) = store.manifests()
     assert store.is_whole(manifest)
     assert store.verify(manifest) == []
     store.fetch(manifest, tmp_path / "back")
     assert (tmp_path / "back" / "f").read_text() == "1\n"
-    shutil.rmtree(tmp_path / "back")

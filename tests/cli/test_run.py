@@ -15,9 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpuctl.cli.opening import opened
+from gpuctl.cli.output import Partial
 from gpuctl.cli.run import parse_rehearsal
 from gpuctl.cli.runs import last_lines
-from gpuctl.cli.stopping import left_behind
+from gpuctl.cli.stopping import left_behind, stoppable
+from gpuctl.errors import Interrupted
 from gpuctl.home import open_home
 from gpuctl.ledger import Ledger
 from gpuctl.quantities import exact_duration
@@ -226,15 +229,28 @@ def test_leaving_at_once_names_what_may_bill(gpuctl: Gpuctl, ledger: Ledger) -> 
     assert row.name in str(error.next)
 
 
+def test_a_second_ctrl_c_becomes_an_error_with_the_document_as_it_is_then(home: Path) -> None:
+    with opened() as fleet, pytest.raises(Partial) as left:  # noqa: SIM117
+        with stoppable(fleet, document=lambda: {"run": {"id": "x"}}) as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert stop.request.requested
+            with pytest.raises(Interrupted):
+                stop.pause(0)
+            signal.raise_signal(signal.SIGINT)
+    assert left.value.error.exit_code == 130
+    assert left.value.document == {"run": {"id": "x"}}
+
+
 def test_logs_spare_the_terminal_and_json_keeps_all(
     gpuctl: Gpuctl, ledger: Ledger, home: Path
 ) -> None:
-    opened = open_home()
+    here = open_home()
     ledger.record(
-        "run_opened", run="demo-1a2b3c", name="demo", spec={}, owner=opened.owner, detached=False
-    )
+        "run_opened", run="demo-1a2b3c", name="demo", spec={}, owner=here.owner, store="/s",
+        detached=False,
+    )  # fmt: skip
     ledger.record("run_state", run="demo-1a2b3c", state="failed")
-    journal = Journal(opened, "demo-1a2b3c")
+    journal = Journal(here, "demo-1a2b3c")
     for number, text in ((1, "one\n"), (2, "\x1b[2Jtwo\n"), (2, "three\n")):
         journal.append(Entry(number, 1, 1763730000.5, "out", text))
     journal.close()

@@ -14,7 +14,6 @@ from gpuctl.fleet.acquire import Need, acquire
 from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.keeper import Keeper, alive, this_process
 from gpuctl.fleet.watchdog import (
-    SYNC_GRACE_SECONDS,
     Duty,
     Watchdog,
     ensure_watchdog,
@@ -52,8 +51,8 @@ def test_an_abandoned_one_is_watched_until_its_lease_ends(row: MachineRow) -> No
 
 def test_a_ready_machine_may_sync_after_its_lease(row: MachineRow) -> None:
     ready = replace(row, ready_at=row.intended_at)
-    assert duty(ready, 600 + SYNC_GRACE_SECONDS - 1, False) is Duty.LOOK
-    assert duty(ready, 600 + SYNC_GRACE_SECONDS, False) is Duty.RELEASE
+    assert duty(ready, 600 + 60 - 1, False) is Duty.LOOK
+    assert duty(ready, 600 + 60, False) is Duty.RELEASE
 
 
 def test_a_living_keeper_that_sleeps_past_its_lease_loses_the_machine(row: MachineRow) -> None:

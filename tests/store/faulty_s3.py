@@ -73,7 +73,9 @@ class FaultyS3:
     def server(self) -> ThreadingHTTPServer:
         """A server on a free port of the loopback, to be started by the caller."""
         handler = type("Handler", (_Handler,), {"state": self})
-        return ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server.daemon_threads = True  # a client that keeps its connection does not hold us up
+        return server
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -173,10 +175,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
         form = BytesParser(policy=HTTP).parsebytes(head + body)
-        fields = {
-            str(part.get_param("name", header="Content-Disposition")): part.get_payload(decode=True)
-            for part in form.iter_parts()  # type: ignore[attr-defined]
-        }
+        fields: dict[str, bytes] = {}
+        for part in form.iter_parts():
+            name = str(part.get_param("name", header="Content-Disposition"))
+            content = part.get_payload(decode=True)
+            fields[name] = content if isinstance(content, bytes) else b""
         with self.state.lock:
             self.state.objects[fields["key"].decode()] = (
                 fields["file"],

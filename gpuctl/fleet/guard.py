@@ -1,0 +1,53 @@
+"""The machine's own timer: armed before anything else happens there (promise 5)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from gpuctl.agent.client import AgentClient, find_python
+from gpuctl.fleet.lease import sync_grace
+from gpuctl.fleet.ready import Ready
+from gpuctl.ledger import MachineRow
+from providers.base import SelfEnd
+
+
+def armed_agent(
+    ready: Ready,
+    row: MachineRow,
+    folder: str,
+    lease_seconds: float,
+    *,
+    on_lease_end: Literal["end", "finish"] = "end",
+) -> AgentClient:
+    """Send the agent and have it guard the lease.
+
+    Args:
+        folder: of the agent, relative to the machine's home.
+        on_lease_end: "finish" lets a job that runs come to its end first.
+
+    Raises:
+        RemoteError: the machine does not answer, or has no Python for the agent.
+    """
+    agent = agent_in(ready, row, folder)
+    agent.install()
+    end = ready.machine.self_end or SelfEnd()
+    agent.arm(
+        lease_seconds=lease_seconds,
+        hard_end=row.hard_end,
+        end_argv=end.argv,
+        end_signal_pid=end.signal_pid,
+        on_lease_end=on_lease_end,
+        sync_grace_seconds=sync_grace(lease_seconds),
+    )
+    return agent
+
+
+def agent_in(ready: Ready, row: MachineRow, folder: str) -> AgentClient:
+    """Return the client of an agent that is on a machine, or will be.
+
+    Raises:
+        RemoteError: the machine does not answer, or has no Python for the agent.
+    """
+    connection = ready.connection
+    python = find_python(connection, machine=row.name)
+    return AgentClient(connection, python, f"{connection.home}/{folder}", machine=row.name)
