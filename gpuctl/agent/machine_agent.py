@@ -369,6 +369,23 @@ def crash_text(error: BaseException) -> str:
     return f"{type(error).__name__}{said} at {', '.join(places[-4:])}"
 
 
+class Worker(threading.Thread):
+    """A thread whose bugs are not silent: the main thread looks at ``crash``."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self.crash: Optional[str] = None
+
+    def run(self) -> None:
+        try:
+            self.work()
+        except Exception as error:
+            self.crash = f"{self.name}: {crash_text(error)}"
+
+    def work(self) -> None:
+        raise NotImplementedError
+
+
 def catch_signals(names: Sequence[str], handler: Callable[[int, Any], None]) -> None:
     # A handler rather than SIG_IGN: children would inherit that.
     for name in names:
@@ -502,10 +519,19 @@ class Guard:
         self._inbox = Orders(self._folder.at("guard.orders"))
         self._say()
         ready()
-        while not self._over():
-            self._wait(GUARD_POLL_SECONDS)
+        while not self._safely(self._over):
+            self._safely(lambda: self._wait(GUARD_POLL_SECONDS))
         self._end_machine()
         os.close(held)
+
+    def _safely(self, step: Callable[[], Any]) -> Any:
+        """Take a step. No bug in it may keep the machine alive past its lease."""
+        try:
+            return step()
+        except Exception as error:
+            self._facts["error"] = crash_text(error)
+            time.sleep(0.5)
+            return self._lease is None or min(self._lease.left()) <= 0
 
     def _take(self, orders: Json) -> None:
         self._end: Json = orders["end"]
@@ -565,7 +591,7 @@ class Guard:
     def _end_machine(self) -> None:
         self._facts.update(state="ending", ending_since=time.time())
         self._say()
-        self._let_job_finish()
+        self._safely(self._let_job_finish)
         while self._end:
             error = self._try_end()
             self._facts["end_tries"] += 1
@@ -848,11 +874,11 @@ class Log:
             os.unlink(os.path.join(self._folder, f"{starts.pop(0):015d}.log"))
 
 
-class Pump(threading.Thread):
+class Pump(Worker):
     """Carries the job's output into the log as fast as it comes."""
 
     def __init__(self, log: Log) -> None:
-        super().__init__(name="pump", daemon=True)
+        super().__init__("pump")
         self._log = log
         self._ends: Dict[int, str] = {}
         self._rest: Dict[int, bytes] = {}
@@ -867,7 +893,7 @@ class Pump(threading.Thread):
                 with contextlib.suppress(OSError):
                     fcntl.fcntl(write_end, 1031, 1 << 20)
 
-    def run(self) -> None:
+    def work(self) -> None:
         while self._ends:
             readable, _, _ = select.select(list(self._ends), [], [])
             for fd in readable:
@@ -1072,11 +1098,11 @@ class Moves:
                 self._watched = (info.st_dev, info.st_ino)
 
 
-class CheckpointWatch(threading.Thread):
+class CheckpointWatch(Worker):
     """Finds what is whole in the checkpoint folder and hands it to the shipper."""
 
     def __init__(self, folder: str, settle: float, poll: float, shipper: Shipper, log: Log) -> None:
-        super().__init__(name="checkpoints", daemon=True)
+        super().__init__("checkpoints")
         self._folder = folder
         self._settle = settle
         self._poll = poll
@@ -1100,7 +1126,7 @@ class CheckpointWatch(threading.Thread):
         self._end = end
         os.write(self._wake[1], b".")
 
-    def run(self) -> None:
+    def work(self) -> None:
         while self._end is None:
             try:
                 self.scan()
@@ -1365,11 +1391,11 @@ class Candidate:
         self.sent: Set[str] = set()  # blobs that an earlier try has put
 
 
-class Shipper(threading.Thread):
+class Shipper(Worker):
     """Sends candidates to the store, the newest first, and keeps trying."""
 
     def __init__(self, job: Json, state: State, log: Log) -> None:
-        super().__init__(name="shipper", daemon=True)
+        super().__init__("shipper")
         self._job = job
         self._state = state
         self._log = log
@@ -1435,7 +1461,7 @@ class Shipper(threading.Thread):
 
     # ---- the thread
 
-    def run(self) -> None:
+    def work(self) -> None:
         while True:
             with self._news:
                 while not self._pending and not self._closed:
@@ -1838,19 +1864,22 @@ def parse_aws_notice(content: bytes) -> Notice:
     return Notice("aws", time.time(), deadline)
 
 
-class AwsNotice(threading.Thread):
+class AwsNotice(Worker):
     """Asks the metadata service of EC2 (IMDSv2) every 5 s."""
 
     def __init__(self, root: str, heard: Callable[[Notice], None]) -> None:
-        super().__init__(name="aws-notice", daemon=True)
+        super().__init__("aws-notice")
         self._root = root.rstrip("/")
         self._heard = heard
         self._token: Optional[str] = None
         self._opener = http_opener(proxied=False)
 
-    def run(self) -> None:
+    def work(self) -> None:
+        import http.client
+
         while True:
-            with contextlib.suppress(Exception):  # a metadata service can answer anything
+            # No answer is no notice; on another cloud's machine nobody is there.
+            with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
                 if self._ask():
                     return
             time.sleep(AWS_POLL_SECONDS)
@@ -1907,6 +1936,10 @@ def end_in_words(exit_code: Optional[int], number: Optional[int]) -> str:
         return f"exit code {exit_code}"
     name = signal.Signals(number).name if number in set(signal.Signals) else "unknown"
     return f"killed by signal {number} ({name})"
+
+
+class WorkerFailed(Exception):
+    """A thread that the job cannot do without has ended by a bug."""
 
 
 class Supervisor:
@@ -2002,11 +2035,14 @@ class Supervisor:
                 self._hear()
                 self._reap()
                 self._step()
+                self._check_workers()
                 self._log.retry()
                 self._state.write(log_end=self._log.end)
             outcome, reason = self._verdict()
         except Exception as error:
-            outcome, reason = "failed", f"the supervisor failed: {crash_text(error)}"
+            why = str(error) if isinstance(error, WorkerFailed) else crash_text(error)
+            outcome, reason = "failed", f"the supervisor failed: {why}"
+            self._state.update(supervisor_lost=True)  # it is not the job's fault
             self._log.note(reason)
             self._kill_all()
         self._write_end(outcome, reason)
@@ -2021,6 +2057,12 @@ class Supervisor:
         for source in self._job["notice"]:
             if "aws" in source:
                 AwsNotice(source["aws"], self._hear_notice).start()
+
+    def _check_workers(self) -> None:
+        workers: List[Optional[Worker]] = [self._pump, self._watch, self._shipper]
+        for worker in workers:
+            if worker is not None and worker.crash is not None:
+                raise WorkerFailed(worker.crash)
 
     def _write_end(self, outcome: str, reason: str) -> None:
         self._state.update(phase="ended", outcome=outcome, reason=reason, ended_at=time.time())
@@ -2460,6 +2502,10 @@ class Corrupt(AgentError):
         super().__init__("Corrupt", message)
 
 
+def is_whole_number(value: Any, most: int) -> bool:
+    return type(value) is int and 0 <= value <= most
+
+
 def plain_path(path: Any) -> str:
     """Return a path of a manifest when it stays inside the entry.
 
@@ -2489,6 +2535,8 @@ def check_manifest(manifest: Any) -> Json:
         if own != manifest.get("sha256"):
             raise Corrupt("the manifest's own hash does not match")
         dirs = {plain_path(item["path"]) for item in manifest["dirs"]}
+        if not all(is_whole_number(item["mode"], 0o7777) for item in manifest["dirs"]):
+            raise Corrupt("a folder in the manifest has no mode")
         others = [plain_path(item["path"]) for item in manifest["files"] + manifest["links"]]
         for item in manifest["files"]:
             _check_file(item)
@@ -2509,9 +2557,12 @@ def check_manifest(manifest: Any) -> Json:
 
 
 def _check_file(item: Json) -> None:
+    if not is_whole_number(item["mode"], 0o7777) or not abs(item["mtime"]) < 1 << 40:
+        raise Corrupt(f"mode or time of {item['path'][:80]!r} is malformed")
     size = 0
     for blob in item["blobs"]:
-        if not re.match(r"^[0-9a-f]{64}$", blob["sha256"]) or not 0 < blob["size"] <= BLOB_BYTES:
+        good = is_whole_number(blob["size"], BLOB_BYTES) and blob["size"] > 0
+        if not good or not re.fullmatch(r"[0-9a-f]{64}", blob["sha256"]):
             raise Corrupt("a blob in the manifest is malformed")
         size += blob["size"]
     if size != item["size"]:
@@ -2599,7 +2650,7 @@ def restore(manifest: Json, dest: str, source: Any) -> Json:
             _remove(draft)
     except OSError as error:
         raise AgentError("Disk", f"{dest} cannot be written: {error.strerror}") from error
-    return {"protocol": PROTOCOL, "restored": dest, "bytes": manifest["bytes"]}
+    return {"protocol": PROTOCOL, "restored": dest, "bytes": manifest.get("bytes")}
 
 
 def _lay_out(manifest: Json, draft: str, source: Any) -> None:
@@ -2614,7 +2665,7 @@ def _lay_out(manifest: Json, draft: str, source: Any) -> None:
     for item in manifest["links"]:
         os.symlink(item["target"], at(item["path"]))
     for item in reversed(folders):
-        os.chmod(at(item["path"]), int(item["mode"]) & 0o777)
+        os.chmod(at(item["path"]), item["mode"] & 0o777)
 
 
 def _write_file(path: str, item: Json, source: Any) -> None:
@@ -2630,7 +2681,7 @@ def _write_file(path: str, item: Json, source: Any) -> None:
             write_all(fd, content)
         if whole.hexdigest() != item["sha256"]:
             raise Corrupt(f"the file {item['path'][:80]!r} is not what the manifest says")
-        os.fchmod(fd, int(item["mode"]) & 0o777)
+        os.fchmod(fd, item["mode"] & 0o777)
     finally:
         os.close(fd)
     os.utime(path, (item["mtime"], item["mtime"]))
@@ -2709,6 +2760,8 @@ def checked_orders(given: Json) -> Json:
         AgentError: something is missing or malformed.
     """
     end = given.get("end") or {}
+    if not isinstance(end, dict):
+        raise AgentError("Usage", "end is not an object")
     argv, pid = end.get("argv"), end.get("signal_pid")
     if argv is not None and not (
         isinstance(argv, list) and argv and all(isinstance(a, str) for a in argv)
@@ -2910,11 +2963,14 @@ def verb_grant(folder: Folder) -> Json:
 
 def verb_restore() -> Json:
     given = read_input()
-    source = given.get("source") or {}
-    if isinstance(source.get("folder"), str):
-        reader: Any = FolderSource(source["folder"])
-    elif isinstance(source.get("urls"), dict):
-        reader = UrlSource(source["urls"])
+    source = given.get("source")
+    folder, urls = (
+        (source.get("folder"), source.get("urls")) if isinstance(source, dict) else ("", "")
+    )
+    if isinstance(folder, str) and folder:
+        reader: Any = FolderSource(folder)
+    elif isinstance(urls, dict) and all(map(is_web_address, urls.values())):
+        reader = UrlSource(urls)
     else:
         raise AgentError("Usage", "source has neither folder nor urls")
     return restore(given.get("manifest") or {}, str(given.get("dest") or ""), reader)

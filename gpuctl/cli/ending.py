@@ -18,7 +18,7 @@ from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.reap import Reaped, Seen, Trouble
 from gpuctl.fleet.reap import reap as reap_all
 from gpuctl.fleet.receipt import Receipt
-from gpuctl.fleet.release import receipt_of, release_all
+from gpuctl.fleet.release import receipt_of
 from gpuctl.ledger import MachineRow
 from gpuctl.quantities import format_money
 
@@ -33,9 +33,12 @@ from gpuctl.quantities import format_money
 def terminate(names: tuple[str, ...], every: bool, yes: bool, as_json: bool) -> None:
     """Destroy machines and prove it; print a receipt for each.
 
-    Nothing is fetched from them first: `gpuctl download` or `gpuctl cancel` do that. A machine
-    that has ended already gives its receipt again.
+    Nothing is fetched from them first: `gpuctl download` or `gpuctl cancel` do that. The run that a
+    machine works for is cancelled, else it would rent the next one. A machine that has ended
+    already gives its receipt again.
     """
+    from gpuctl.run.terminating import terminate as end_machines
+
     if bool(names) == every:
         raise UsageError("Name machines, or say --all", next="`gpuctl list` shows them.")
     with Terminal() as terminal, opened(terminal.say) as fleet:
@@ -43,7 +46,7 @@ def terminate(names: tuple[str, ...], every: bool, yes: bool, as_json: bool) -> 
         require_answer(yes, "terminate")
         if any(not row.closed for row in rows):
             ask(yes, "terminate", f"Destroy {', '.join(row.name for row in rows)}?")
-        receipts, errors = release_all(fleet, rows, why="terminate")
+        receipts, errors = end_machines(fleet, rows, terminal)
         receipts += _unproven(fleet, rows, receipts)
         document: shapes.Shape = {"receipts": [shapes.receipt(one) for one in receipts]}
         if not as_json:

@@ -15,7 +15,7 @@ from gpuctl.fleet.acquire import Need, acquire, why_refused
 from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.guard import agent_in, armed_agent
 from gpuctl.fleet.keeper import alive, keeper_from, this_process
-from gpuctl.fleet.lease import keep, renew
+from gpuctl.fleet.lease import Renewal, keep, renew
 from gpuctl.fleet.ready import NotReady, Ready, make_ready, reopen
 from gpuctl.fleet.release import release
 from gpuctl.fleet.watchdog import ensure_watchdog
@@ -75,8 +75,11 @@ def provision(fleet: Fleet, offers: Sequence[Offer], need: Need, *, pause: Pause
             fleet.say(f"{offer.provider} refused: {refused}")
             last = refused
             continue
+        # A machine may take longer to boot than a short lease lasts.
+        renewal = Renewal(fleet, row.name, need.lease_seconds)
+        renewal.start()
         try:
-            return _handed_over(fleet, row, machine, offer, need, pause)
+            return _handed_over(fleet, row, machine, offer, need, renewal, pause)
         except (NotReady, TooFewGpus, RemoteError) as unfit:
             fleet.say(f"{unfit.message}; releasing it")
             release(fleet, row, why=unfit.message)
@@ -86,6 +89,8 @@ def provision(fleet: Fleet, offers: Sequence[Offer], need: Need, *, pause: Pause
             fleet.say(f"releasing {row.name}")
             release(fleet, row, why=type(broken).__name__)
             raise
+        finally:
+            renewal.stop()
     raise why_refused(last)
 
 
@@ -126,19 +131,27 @@ def extend(fleet: Fleet, row: MachineRow, seconds: float, *, agent_folder: str) 
 
 
 def _handed_over(
-    fleet: Fleet, row: MachineRow, machine: Machine, offer: Offer, need: Need, pause: Pause
+    fleet: Fleet,
+    row: MachineRow,
+    machine: Machine,
+    offer: Offer,
+    need: Need,
+    renewal: Renewal,
+    pause: Pause,
 ) -> Provisioned:
     fleet.say(f"{row.name}: waiting until it answers")
     waiting = replace(fleet, clock=_Interruptible(fleet.clock, pause))
     ready = make_ready(waiting, row, machine)
     pause(0)
     agent = armed_agent(ready, row, AGENT_FOLDER, need.lease_seconds)
+    renewal.arm(agent.renew)
     found = len(agent.probe(ready.connection.home).gpus)
     if found < offer.gpu_count:
         raise TooFewGpus(
             f"{row.name} has {found} GPUs; {offer.gpu_count} were paid for", machine=row.name
         )
     pause(0)
+    renewal.stop()
     # The person gets the whole lease, however long the machine took to boot.
     renew(fleet, row, need.lease_seconds, on_machine=agent.renew)
     keep(fleet, row, ensure_watchdog(fleet.home, fleet.environ), detached=False)

@@ -72,7 +72,9 @@ def judge(row: MachineRow, now: datetime, keeper_lives: bool | None) -> Judgemen
         return Judgement(Duty.RELEASE, "past its hard end")
     if now >= _last_moment(row):
         return Judgement(Duty.RELEASE, "its lease has run out")
-    if abandoned or row.detached or now >= row.lease_until:
+    # A living controller looks itself: a machine that is just being made is in no list yet.
+    unwatched = row.detached and keeper_lives is not True
+    if abandoned or unwatched or now >= row.lease_until:
         return Judgement(Duty.LOOK)
     return Judgement(Duty.NOTHING)
 

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from gpuctl.errors import StoreError
 
 if TYPE_CHECKING:
+    from boto3 import Session
     from mypy_boto3_s3 import S3Client
 
 CONNECT_SECONDS = 10
@@ -66,33 +67,47 @@ def make_client(environ: Mapping[str, str]) -> S3Client:
 
 
 def _client_for_endpoint(environ: Mapping[str, str]) -> S3Client:
-    client = _client(environ, more={})
-    if _AMAZON.search(urlsplit(client.meta.endpoint_url).hostname or ""):
-        return client
-    # Elsewhere the SDK's default checksums break puts (501, or a misleading 401).
-    return _client(
-        environ,
-        more={
-            "request_checksum_calculation": "when_required",
-            "response_checksum_validation": "when_required",
-        },
-    )
+    session = _session(environ)
+    ignored = environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true"
+    endpoint = None if ignored else _first(environ, "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+    client = _client(session, environ, endpoint)
+    # Without a variable, a profile may still have named an endpoint: then it shows here.
+    if endpoint is None and not _is_amazon(client.meta.endpoint_url):
+        client = _client(session, environ, client.meta.endpoint_url)
+    return client
 
 
-def _client(environ: Mapping[str, str], more: dict[str, Any]) -> S3Client:
+def _is_amazon(endpoint: str) -> bool:
+    return _AMAZON.search(urlsplit(endpoint).hostname or "") is not None
+
+
+def _session(environ: Mapping[str, str]) -> Session:
     import boto3
     import botocore.session
-    from botocore.config import Config
 
     core = botocore.session.Session()
     for variable, names in _SESSION_VARIABLES.items():
         if value := _first(environ, *names):
             core.set_config_variable(variable, value)
-    session = boto3.Session(
+    return boto3.Session(
         botocore_session=core,
         aws_access_key_id=environ.get("AWS_ACCESS_KEY_ID") or None,
         aws_secret_access_key=environ.get("AWS_SECRET_ACCESS_KEY") or None,
         aws_session_token=environ.get("AWS_SESSION_TOKEN") or None,
+    )
+
+
+def _client(session: Session, environ: Mapping[str, str], endpoint: str | None) -> S3Client:
+    from botocore.config import Config
+
+    # Elsewhere than on AWS the SDK's default checksums break puts (501, or a misleading 401).
+    checksums: dict[str, Any] = (
+        {}
+        if endpoint is None or _is_amazon(endpoint)
+        else {
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+        }
     )
     attempts = environ.get("AWS_MAX_ATTEMPTS", "")
     config = Config(
@@ -105,11 +120,9 @@ def _client(environ: Mapping[str, str], more: dict[str, Any]) -> S3Client:
             "mode": "standard",
             "total_max_attempts": int(attempts) if attempts.isdecimal() else ATTEMPTS,
         },
-        **more,
+        **checksums,
     )
-    ignored = environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true"
-    endpoint = _first(environ, "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-    return session.client("s3", endpoint_url=None if ignored else endpoint, config=config)
+    return session.client("s3", endpoint_url=endpoint, config=config)
 
 
 def _first(environ: Mapping[str, str], *names: str) -> str | None:

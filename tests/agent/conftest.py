@@ -22,11 +22,9 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 @pytest.fixture(params=["this python", "python 3.8"])
 def every_bench(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
     """An agent run by the Python of the tests, and by the oldest that is supported."""
-    python: str | None = sys.executable
-    if request.param == "python 3.8":
-        python = old_python()
-        if python is None:
-            pytest.skip("there is no python3.8 on this computer")
+    python = sys.executable if request.param == "this python" else old_python()
+    if python is None:
+        pytest.skip("there is no python3.8 on this computer")
     bench = Bench(tmp_path, python)
     yield bench
     bench.clear()

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import posixpath
 import signal
+from pathlib import PurePosixPath
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuctl.agent.machine_agent import (
+    Corrupt,
     JobEnd,
+    Worker,
     end_in_words,
     grace_of_notice,
     guard_decision,
     is_entry_name,
     outcome_of,
     parse_aws_notice,
+    plain_path,
     seconds_left,
     step_of,
     torn,
@@ -112,6 +117,39 @@ class TestNames:
         assert not is_entry_name("." + name)
         assert not is_entry_name("tmp" + name)
         assert is_entry_name(name) == (name[0] != "." and name[:3] != "tmp")
+
+
+class TestPaths:
+    parts = st.sampled_from(["a", "..", ".", "", "x y", "\0", "é"])
+
+    @given(st.lists(parts, max_size=5).map("/".join))
+    def test_what_is_accepted_stays_inside(self, path: str) -> None:
+        try:
+            accepted = plain_path(path)
+        except Corrupt:
+            return
+        assert accepted == path
+        root = PurePosixPath("/entry")
+        assert posixpath.normpath(root / accepted).startswith("/entry")
+        assert path == "" or posixpath.normpath(path) == path
+
+    @pytest.mark.parametrize("path", [None, 5, [], "x" * 5000])
+    def test_what_is_no_path(self, path: object) -> None:
+        with pytest.raises(Corrupt):
+            plain_path(path)
+
+
+def test_a_thread_that_crashes_says_where_and_keeps_values_to_itself() -> None:
+    class Broken(Worker):
+        def work(self) -> None:
+            raise KeyError("canary")
+
+    worker = Broken("broken")
+    worker.start()
+    worker.join(10)
+    assert worker.crash is not None
+    assert worker.crash.startswith("broken: KeyError at line ")
+    assert "canary" not in worker.crash
 
 
 class TestLease:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gpuctl.agent import machine_agent
-from gpuctl.agent.machine_agent import Folder, Lease, new_lease, read_lease, write_lease
+from gpuctl.agent.machine_agent import Folder, Guard, Lease, new_lease, read_lease, write_lease
 from tests.agent.bench import Bench
 from tests.waiting import until
 
@@ -190,6 +190,23 @@ class TestLife:
         assert until(lambda: ends(every_bench) >= 1, 10)
         assert every_bench.guard()["pid"] == pid
 
+    def test_a_bug_in_it_does_not_keep_the_machine(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        guard = Guard(
+            Folder(str(tmp_path)),
+            {"end": {}, "on_lease_end": "end", "sync_grace_seconds": 1, "order": "x"},
+        )
+        write_lease(Folder(str(tmp_path)), new_lease(0, time.time() + 600))
+        assert guard._over()
+
+        def bug() -> bool:
+            raise KeyError("canary")
+
+        assert guard._safely(bug) is True, "the lease that is remembered counts"
+        assert "KeyError" in str(guard._facts["error"])
+        assert "canary" not in str(guard._facts["error"])
+
     def test_arming_again_hands_the_new_values_to_the_same_guard(self, bench: Bench) -> None:
         first = bench.arm(lease_seconds=60, end={"argv": ["false"]})
         second = bench.arm(lease_seconds=1, end=ending(bench), on_lease_end="finish")
@@ -276,7 +293,7 @@ class TestLeaseFile:
     def test_clocks_that_jump(self, monkeypatch: pytest.MonkeyPatch) -> None:
         lease = Lease(until=1060, boot_until=560, hard_end=1600, hard_boot_end=1100)
         clocks = {"wall": 1000.0, "boot": 500.0}
-        monkeypatch.setattr(machine_agent.time, "time", lambda: clocks["wall"])
+        monkeypatch.setattr(time, "time", lambda: clocks["wall"])
         monkeypatch.setattr(machine_agent, "boottime", lambda: clocks["boot"])
         assert lease.left() == (60, 600)
         clocks["wall"] -= 86400  # set back by a day

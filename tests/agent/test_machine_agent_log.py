@@ -167,7 +167,7 @@ class TestFiles:
                 raise OSError(28, "No space left on device")
             return real(fd, content)
 
-        monkeypatch.setattr(machine_agent.os, "write", write)
+        monkeypatch.setattr(os, "write", write)
         for number in range(100):
             log.write("out", b"line %03d " % number + b"x" * 50)
         full = False

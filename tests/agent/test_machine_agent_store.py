@@ -309,6 +309,9 @@ class TestRestore:
             {"dirs": []},
             {"links": [{"path": "l", "target": ""}]},
             {"dirs": [{"path": "", "mode": 448}, {"path": "", "mode": 448}]},
+            {"dirs": [{"path": "", "mode": "0700"}, {"path": "sub", "mode": 448}]},
+            {"files": [{"path": "x", "mode": 420, "mtime": "now", "size": 0, "blobs": []}]},
+            {"files": [{"path": "x", "mode": 420, "mtime": 1, "size": 1, "blobs": [{}]}]},
         ],
     )
     def test_manifests_that_are_malformed(self, bench: Bench, harm: dict[str, object]) -> None:

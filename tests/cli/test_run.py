@@ -145,6 +145,17 @@ def test_detach_follow_and_cancel(gpuctl: Gpuctl) -> None:
     assert "started" in gpuctl("logs", "-f", run_id).out  # ends, because the run has
 
 
+def test_terminating_a_runs_machine_ends_the_run_and_rents_no_other(gpuctl: Gpuctl) -> None:
+    run_id = gpuctl("run", spec(ENDLESS), *LOCAL, "--detach", "--json").json["run"]["id"]
+    assert until(lambda: "started" in gpuctl("logs", run_id).out, 30)
+    answer = gpuctl("terminate", "--all", "--yes", "--json")
+    assert answer.code == 0, answer.err
+    assert [one["confirmed"] for one in answer.json["receipts"]] == [True]
+    run = gpuctl("status", run_id, "--json").json["run"]
+    assert (run["state"], len(run["attempts"])) == ("cancelled", 1)
+    assert gpuctl("list", "--json").json == {"machines": []}
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 130)]
 )
@@ -230,13 +241,15 @@ def test_leaving_at_once_names_what_may_bill(gpuctl: Gpuctl, ledger: Ledger) -> 
 
 
 def test_a_second_ctrl_c_becomes_an_error_with_the_document_as_it_is_then(home: Path) -> None:
-    with opened() as fleet, pytest.raises(Partial) as left:  # noqa: SIM117
-        with stoppable(fleet, document=lambda: {"run": {"id": "x"}}) as stop:
+    def insist() -> None:
+        with opened() as fleet, stoppable(fleet, document=lambda: {"run": {"id": "x"}}) as stop:
             signal.raise_signal(signal.SIGINT)
-            assert stop.request.requested
             with pytest.raises(Interrupted):
                 stop.pause(0)
             signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Partial) as left:
+        insist()
     assert left.value.error.exit_code == 130
     assert left.value.document == {"run": {"id": "x"}}
 

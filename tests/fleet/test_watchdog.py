@@ -59,6 +59,11 @@ def test_a_living_keeper_that_sleeps_past_its_lease_loses_the_machine(row: Machi
     assert duty(row, 601, True) is Duty.RELEASE
 
 
+def test_a_machine_that_its_living_controller_is_making_is_left_alone(row: MachineRow) -> None:
+    assert duty(replace(row, detached=True, provider_id=None), 0, True) is Duty.NOTHING
+    assert duty(replace(row, detached=True), 1, True) is Duty.NOTHING
+
+
 def test_a_detached_run_goes_on_to_its_hard_end(row: MachineRow) -> None:
     detached = replace(row, detached=True)
     assert duty(detached, 3600, False) is Duty.LOOK

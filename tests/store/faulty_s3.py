@@ -81,9 +81,18 @@ class FaultyS3:
 class _Handler(BaseHTTPRequestHandler):
     state: FaultyS3
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1  # head and body leave together
 
     def log_message(self, *_args: object) -> None:
         """Say nothing."""
+
+    def handle_expect_100(self) -> bool:
+        """Let the client go on at once; left in the buffer it would wait a second for this."""
+        self.send_response_only(100)
+        self.end_headers()
+        self.wfile.flush()
+        return True
 
     def do_GET(self) -> None:
         self._serve()

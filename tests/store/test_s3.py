@@ -248,9 +248,9 @@ def test_bytes_that_rot_are_found(
 
 
 def test_a_listing_that_fails_is_never_an_empty_store(faulty: FaultyS3, store: Store) -> None:
-    faulty.fail("GET", "list-type=2", "503", times=99)
     for ask in (store.manifests, store.newest_whole, lambda: store.prune(1)):
-        with pytest.raises(StoreError, match="SlowDown"):
+        faulty.fail("GET", "list-type=2", "403")
+        with pytest.raises(StoreError, match="denied"):
             ask()
 
 
@@ -326,6 +326,31 @@ def test_checksums_are_the_default_on_aws_and_none_elsewhere() -> None:
         for objects in (aws, own)
     ]
     assert modes == ["when_supported", "when_required"]
+
+
+def test_an_endpoint_that_a_profile_names_is_used(
+    faulty: FaultyS3, endpoint: str, bucket: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config").write_text(
+        f"[profile own]\nregion = us-east-1\nservices = here\n"
+        f"[services here]\ns3 =\n  endpoint_url = {endpoint}\n"
+    )
+    (tmp_path / "credentials").write_text(
+        "[own]\naws_access_key_id = a\naws_secret_access_key = b\n"
+    )
+    objects = s3_objects(
+        f"s3://{bucket}",
+        RUN,
+        {
+            "AWS_PROFILE": "own",
+            "AWS_CONFIG_FILE": str(tmp_path / "config"),
+            "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "credentials"),
+        },
+    )
+    objects.write("blobs/ab/x", b"1")
+    assert f"{RUN}/blobs/ab/x" in faulty.objects
+    mode = objects._client.meta.config.request_checksum_calculation  # type: ignore[attr-defined]
+    assert mode == "when_required"
 
 
 # ------------------------------------------------------------------------------- grants
