@@ -293,7 +293,8 @@ def _fault(name: str, error: Exception) -> str:
 
 def relaxed(want: Want) -> Want:
     """Return what to ask for when nothing matches, so that `nearest` has something to show:
-    the same cards or any that are at least as big, at any price, anywhere, spot or not.
+    the same cards or any that are at least as big, on any machine, at any price, anywhere, spot
+    or not.
     """
     sizes = [
         gpu.vram_gb
@@ -307,6 +308,8 @@ def relaxed(want: Want) -> Want:
         gpus=(*want.gpus, *bigger),
         spot=None,
         regions=(),
+        cpus=None,
+        memory_gb=None,
         max_price_hour=None,
         min_reliability=None,
     )

@@ -105,9 +105,7 @@ def nothing_found(
     """
     error = why_empty(found.errors, _asked(fleet, named, rentable=rentable))
     if isinstance(error, NothingRentable):
-        # Providers sort out what is too small themselves; to name it, they are asked for anything.
-        anything = replace(relaxed(want), cpus=None, memory_gb=None)
-        wider = ask_market(fleet, anything, named, offline=offline)
+        wider = ask_market(fleet, relaxed(want), named, offline=offline)
         near = nearest(want, wider.offers)
         error.next = "Nearest: " + "; ".join(near) if near else "Ask for less, or elsewhere."
     return error

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
@@ -26,13 +27,14 @@ from gpuctl.fleet.acquire import settle
 from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.keeper import Keeper, alive, keeper_from, this_process
 from gpuctl.fleet.lease import sync_grace
-from gpuctl.fleet.presence import look
+from gpuctl.fleet.presence import prove_absent
 from gpuctl.fleet.release import release
 from gpuctl.home import Home, open_home
 from gpuctl.ledger import Ledger, MachineRow
 from providers.base import Clock, ProviderError, SystemClock
 
 _TICK_SECONDS = 1.0
+_AT_ONCE = 16
 _IDLE_TICKS = 3  # rounds without an open row before it ends
 _LOOK_EVERY_SECONDS = 5.0
 _RETRY_CAP_SECONDS = 300.0
@@ -100,14 +102,19 @@ class Watchdog:
     def round(self) -> int:
         """Go once over every open row; return how many are left."""
         rows = self.fleet.ledger.machines(open_only=True)
-        for row in rows:
-            try:
-                self._attend(row)
-            except GpuctlError as error:
-                self._later(row, error.message)
-            except ProviderError as error:
-                self._later(row, str(error))
+        if rows:
+            # Side by side: one cloud that hangs must not keep the machines of another alive.
+            with ThreadPoolExecutor(max_workers=min(len(rows), _AT_ONCE)) as pool:
+                list(pool.map(self._try_to_attend, rows))
         return len(self.fleet.ledger.machines(open_only=True))
+
+    def _try_to_attend(self, row: MachineRow) -> None:
+        try:
+            self._attend(row)
+        except GpuctlError as error:
+            self._later(row, error.message)
+        except ProviderError as error:
+            self._later(row, str(error))
 
     def _attend(self, row: MachineRow) -> None:
         if self.fleet.clock.monotonic() < self._not_before.get(row.name, 0):
@@ -141,10 +148,20 @@ class Watchdog:
 
     def _look(self, row: MachineRow) -> None:
         provider = self.fleet.provider(row.provider)
-        sighting = look(provider, row.name, row.provider_id, self.fleet.clock)
-        if sighting.machine is None:
+        # One answer without it proves nothing (promise 3), and releasing ends it.
+        proof = prove_absent(
+            provider,
+            row.name,
+            row.provider_id,
+            self.fleet.clock,
+            deadline=self.fleet.clock.monotonic() + 3 * provider.capabilities.settle_seconds,
+            until_seen=True,
+        )
+        if proof.absent:
             self._release(row, "it ended by itself")
             return
+        if proof.error is not None:
+            raise proof.error
         pause = max(_LOOK_EVERY_SECONDS, provider.capabilities.poll_seconds)
         left = (row.lease_until - self.fleet.clock.now()).total_seconds()
         if left <= pause:

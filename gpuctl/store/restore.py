@@ -141,6 +141,7 @@ def _write(
             whole.update(content)
             file.write(content)
             count(len(content))
+            del content  # else it would be held while the next ones are fetched
         file.flush()
         if whole.hexdigest() != record.sha256:
             raise CorruptEntry(f"The file {record.path or target.name!r} is not what was stored")

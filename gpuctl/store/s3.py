@@ -269,17 +269,19 @@ class S3Objects:
                 if error_code(error) in ("NoSuchKey", "404"):
                     raise Missing(f"{self.location} has no {key}") from error
                 raise
-        body = bytearray()
+        # As long as it will be from the start: growing would hold parts of it twice.
+        body = bytearray(min(answer["ContentLength"], limit + 1))
+        filled = 0
         try:
             with answer["Body"] as stream:
-                while len(body) <= limit:
-                    chunk = stream.read(min(_CHUNK, limit + 1 - len(body)))
-                    if not chunk:
-                        break
-                    body += chunk
+                while filled < len(body) and (
+                    chunk := stream.read(min(_CHUNK, len(body) - filled))
+                ):
+                    body[filled : filled + len(chunk)] = chunk
+                    filled += len(chunk)
         except (HTTPClientError, IncompleteReadError, HTTPError, OSError) as error:
             raise _BrokenBody from error
-        if len(body) < min(answer["ContentLength"], limit + 1):
+        if filled < len(body):
             raise _BrokenBody
         return body
 

@@ -103,6 +103,7 @@ class Store:
             for _ in file.blobs:
                 content, why = next(results)
                 whole.update(content)
+                del content  # else it would be held while the next ones are fetched
                 wrong += [why] if why else []
             if not wrong and whole.hexdigest() != file.sha256:
                 wrong.append("its blobs are right, the file they make is not")

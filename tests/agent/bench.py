@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shlex
@@ -22,11 +23,18 @@ AGENT = Path(machine_agent.__file__)
 SECONDS = 20.0  # deadline of every wait; none is expected to take it
 
 
+@functools.cache
 def old_python() -> str | None:
-    """Return a Python 3.8, the oldest that the agent must run on."""
-    found = sorted(Path("~/.pyenv/versions").expanduser().glob("3.8.*/bin/python3.8"))
-    # The one on PATH may be a shim of pyenv that leads nowhere.
-    return str(found[-1]) if found else shutil.which("python3.8")
+    """Return a Python 3.8, the oldest that the agent must run on, if there is one that runs."""
+    found = [*sorted(Path("~/.pyenv/versions").expanduser().glob("3.8.*/bin/python3.8"))]
+    for python in [*map(str, found), shutil.which("python3.8")]:
+        # pyenv puts names on PATH that lead nowhere.
+        if (
+            python
+            and subprocess.run([python, "-V"], capture_output=True, check=False).returncode == 0
+        ):
+            return python
+    return None
 
 
 class Bench:

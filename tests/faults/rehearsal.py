@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Rehearsal:
     """One home, one job folder, and the command line as a user has it."""
 
     folder: Path
+    settings: dict[str, str] = field(default_factory=dict)  # added to the caller's environment
 
     @property
     def home(self) -> Path:
@@ -50,7 +51,7 @@ class Rehearsal:
     @property
     def environ(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("GPUCTL_", "AWS_"))}
-        return {**kept, "GPUCTL_HOME": str(self.home), "NO_COLOR": "1"}
+        return {**kept, "GPUCTL_HOME": str(self.home), "NO_COLOR": "1", **self.settings}
 
     def write_spec(self, text: str | None = None) -> Path:
         job = self.folder / "job"
