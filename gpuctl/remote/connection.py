@@ -71,8 +71,9 @@ class Connection(Protocol):
         """Start a command and talk to it."""
 
     def put(self, source: Path, target: str, *, progress: Progress | None = None) -> Transferred:
-        """Send a file or a tree. A tree honours .gitignore and .gpuctlignore, and its contents land in ``target``.
+        """Send a file or a tree.
 
+        A tree honours .gitignore and .gpuctlignore, and its contents land in ``target``.
         A file lands in ``target`` under its own name when ``target`` ends with ``/`` or is a
         folder there, else as ``target``. Only what differs is sent; each file appears by rename.
         """
