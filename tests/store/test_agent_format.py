@@ -6,20 +6,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 import gpuctl.agent.machine_agent as agent_module
 from gpuctl.store import Store, open_store
 from tests.conformance.store_suite import RUN, make_tree, picture, put
+from tests.store.endpoints import settings
 from tests.waiting import until
 
-KEYS = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_REGION": "us-east-1"}
 COMMAND = """
 mkdir -p ck/epoch-1/sub out
 head -c 100000 /dev/urandom > ck/epoch-1/sub/model
@@ -29,29 +26,12 @@ echo result > out/x
 """
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[dict[str, str]]:
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        aws_access_key_id="x",
-        aws_secret_access_key="y",
-        region_name="us-east-1",
-    ).create_bucket(Bucket="bucket")
-    yield {**KEYS, "AWS_ENDPOINT_URL_S3": endpoint}
-    server.stop()
-
-
 @pytest.fixture(params=["folder", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "folder":
         return open_store(str(tmp_path / "store"), RUN, environ={})
-    environ: dict[str, str] = request.getfixturevalue("s3")
-    return open_store(f"s3://bucket/{tmp_path.name}", RUN, environ=environ)
+    endpoint, bucket = (request.getfixturevalue(name) for name in ("moto", "moto_bucket"))
+    return open_store(f"s3://{bucket}", RUN, environ=settings(endpoint))
 
 
 def agent(verb: str, folder: Path, document: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-import uuid
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-import requests
-from moto.server import ThreadedMotoServer
 
 from gpuctl.errors import StoreError
 from gpuctl.store import CorruptEntry, Store, open_store
@@ -25,89 +18,8 @@ from gpuctl.store.objects import Objects
 from gpuctl.store.opening import s3_objects
 from gpuctl.store.s3 import S3Objects
 from tests.conformance.store_suite import RUN, SMALL, ObjectsOf, StoreConformance, put
+from tests.store.endpoints import SECRET, settings
 from tests.store.faulty_s3 import FaultyS3
-
-SECRET = "the-secret-key-of-the-test"
-
-
-def settings(endpoint: str) -> dict[str, str]:
-    """The environment of somebody who uses that endpoint."""
-    return {
-        "AWS_ENDPOINT_URL_S3": endpoint,
-        "AWS_ACCESS_KEY_ID": "AKIATESTONLY",
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_REGION": "us-east-1",
-        "AWS_MAX_ATTEMPTS": "3",
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def moto_client(moto: str) -> Any:
-    return boto3.client(
-        "s3",
-        endpoint_url=moto,
-        aws_access_key_id="x",
-        aws_secret_access_key="y",
-        region_name="us-east-1",
-    )
-
-
-@pytest.fixture
-def moto_bucket(moto_client: Any) -> str:
-    name = f"b-{uuid.uuid4().hex[:12]}"
-    moto_client.create_bucket(Bucket=name)
-    return name
-
-
-@pytest.fixture
-def faulty() -> FaultyS3:
-    return FaultyS3(buckets={f"b-{uuid.uuid4().hex[:12]}"})
-
-
-@pytest.fixture
-def endpoint(faulty: FaultyS3) -> Iterator[str]:
-    with faulty.server() as server:
-        yield serve(server)
-        server.shutdown()
-
-
-def serve(server: ThreadingHTTPServer) -> str:
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    return f"http://127.0.0.1:{server.server_address[1]}"
-
-
-@pytest.fixture
-def bucket(faulty: FaultyS3) -> str:
-    return next(iter(faulty.buckets))
-
-
-@pytest.fixture
-def objects(endpoint: str, bucket: str) -> S3Objects:
-    return s3_objects(f"s3://{bucket}/ckpt", RUN, settings(endpoint))
-
-
-@pytest.fixture
-def store(objects: S3Objects) -> Store:
-    return Store(objects, RUN, blob_bytes=SMALL)
-
-
-@pytest.fixture
-def entry(tmp_path: Path) -> Path:
-    entry = tmp_path / "epoch-1"
-    entry.write_bytes(os.urandom(3 * SMALL))
-    return entry
 
 
 class TestMoto(StoreConformance):
@@ -351,93 +263,6 @@ def test_an_endpoint_that_a_profile_names_is_used(
     assert f"{RUN}/blobs/ab/x" in faulty.objects
     mode = objects._client.meta.config.request_checksum_calculation  # type: ignore[attr-defined]
     assert mode == "when_required"
-
-
-# ------------------------------------------------------------------------------- grants
-
-
-def post(grant: dict[str, Any], key: str, body: bytes) -> int:
-    """Do what an agent does with a grant."""
-    return requests.post(
-        grant["url"],
-        data={**grant["fields"], "key": grant["prefix"] + key},
-        files={"file": ("x", body)},
-        timeout=10,
-    ).status_code
-
-
-def test_a_grant_writes_below_the_run(moto: str, moto_bucket: str) -> None:
-    store = open_store(f"s3://{moto_bucket}/ckpt", RUN, environ=settings(moto))
-    assert not store.reachable_from_machine  # the endpoint is this computer
-    expires = datetime.now(UTC) + timedelta(hours=2)
-    grant = store.write_grant(expires)
-    assert grant is not None
-    assert grant["kind"] == "s3post"
-    assert grant["prefix"] == f"ckpt/{RUN}/"
-    assert abs(grant["expires"] - expires.timestamp()) < 5
-    assert SECRET not in str(grant)
-    assert post(grant, "blobs/ab/x", b"by a machine") < 300
-    objects = s3_objects(f"s3://{moto_bucket}/ckpt", RUN, settings(moto))
-    assert objects.read("blobs/ab/x", 100) == b"by a machine"
-
-
-def test_a_grant_covers_the_prefix_and_one_blob_and_nothing_else(
-    objects: S3Objects, bucket: str
-) -> None:
-    import base64
-    import json
-
-    grant = objects.write_grant(datetime.now(UTC) + timedelta(days=30))
-    assert grant is not None
-    assert "key" not in grant["fields"]
-    policy = json.loads(base64.b64decode(grant["fields"]["policy"]))
-    assert ["starts-with", "$key", f"ckpt/{RUN}/"] in policy["conditions"]
-    assert ["content-length-range", 0, 65 * 1024 * 1024] in policy["conditions"]
-    assert {"bucket": bucket} in policy["conditions"]
-    assert grant["expires"] <= time.time() + 7 * 24 * 3600 + 1
-
-
-def test_no_grant_where_posts_do_not_arrive(faulty: FaultyS3, objects: S3Objects) -> None:
-    faulty.takes_posts = False
-    assert objects.write_grant(datetime.now(UTC) + timedelta(hours=1)) is None
-    asked = faulty.count("POST", "")
-    assert objects.write_grant(datetime.now(UTC) + timedelta(hours=1)) is None
-    assert faulty.count("POST", "") == asked == 1
-
-
-def test_a_post_that_fails_for_a_moment_decides_nothing(
-    faulty: FaultyS3, objects: S3Objects
-) -> None:
-    faulty.fail("POST", "", "503")
-    soon = datetime.now(UTC) + timedelta(hours=1)
-    with pytest.raises(StoreError, match="503"):
-        objects.write_grant(soon)
-    assert objects.write_grant(soon) is not None
-
-
-def test_a_grant_that_is_over_is_refused(objects: S3Objects) -> None:
-    with pytest.raises(StoreError, match="before it begins"):
-        objects.write_grant(datetime.now(UTC) - timedelta(seconds=1))
-
-
-def test_anybody_reads_with_the_urls(moto: str, moto_bucket: str, entry: Path) -> None:
-    store = Store(s3_objects(f"s3://{moto_bucket}", RUN, settings(moto)), RUN, blob_bytes=SMALL)
-    manifest = put(store, entry, 1)
-    urls = store.read_urls(manifest)
-    assert set(urls) == {blob.sha256 for blob in manifest.blobs()}
-    for blob in manifest.blobs():
-        answer = requests.get(urls[blob.sha256], timeout=10)
-        assert len(answer.content) == blob.size
-
-
-def test_urls_that_are_refused_are_said_without_the_signature(
-    faulty: FaultyS3, store: Store, entry: Path
-) -> None:
-    manifest = put(store, entry, 1)
-    faulty.takes_presigned = False
-    with pytest.raises(StoreError, match="presigned") as caught:
-        store.read_urls(manifest)
-    assert "Signature" not in str(caught.value)
 
 
 # ------------------------------------------------------------------------------ the rest
