@@ -107,6 +107,10 @@ def nothing_found(
     if isinstance(error, NothingRentable):
         wider = ask_market(fleet, relaxed(want), named, offline=offline)
         near = nearest(want, wider.offers)
+        if not near:
+            # Last, since the price that is told has the wanted disk in it.
+            smaller = replace(relaxed(want), disk_gb=1)
+            near = nearest(want, ask_market(fleet, smaller, named, offline=offline).offers)
         error.next = "Nearest: " + "; ".join(near) if near else "Ask for less, or elsewhere."
     return error
 

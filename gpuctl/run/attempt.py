@@ -49,7 +49,7 @@ def new_attempt(
         lambda: launch(work, row, rented.machine, number, renewal, left),
     )
     if end.unfit:
-        refused.add(offer_key(rented.offer))
+        refused[offer_key(rented.offer)] = end.reason
     if end.outcome == "capped" and left.cap is not None:
         end = replace(end, reason=f"budget.{left.cap} is used up")
     return end, live

@@ -53,7 +53,7 @@ class Controller:
     def __init__(self, fleet: Fleet, run_id: str, stop: StopRequest, report: Reporter) -> None:
         self._work = open_work(fleet, run_id, stop, report)
         self._keeper = this_process("controller")
-        self._refused: Refusals = set()
+        self._refused: Refusals = {}
         self._recoveries = 0
         self._receipts: list[Receipt] = []
         self._spared: str | None = None
@@ -247,8 +247,7 @@ class Controller:
                 f"Ended by a cap: {reason}",
                 next=f"Checkpoints are kept: `gpuctl checkpoints {self._work.run_id}`.",
             )
-        code = f" with exit code {end.exit_code}" if end.exit_code is not None else ""
         return JobFailed(
-            f"The job failed{code}: {reason}",
+            f"The job failed: {reason}",
             next=f"`gpuctl logs {self._work.run_id}` shows why.",
         )

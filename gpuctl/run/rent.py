@@ -20,8 +20,8 @@ from gpuctl.run.prepare import asked, caps_of, spot_of, want_of
 from gpuctl.run.work import Work
 from providers.base import Machine, Offer, ProviderError
 
-Refusals = set[str]
-"""`offer_key` of what was tried and refused, or found unfit."""
+Refusals = dict[str, str]
+"""`offer_key` of what was tried and refused, or found unfit; and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,9 @@ def candidates(work: Work, refused: Refusals, recoveries: int) -> list[Offer]:
         window_hours=_hours(deadline - run.created_at) if deadline else None,
     )
     if not ranked:
+        why = f"; the last one: {[*refused.values()][-1]}" if refused else ""
         raise NothingRentable(
-            f"Every offer that matches was tried and refused ({len(refused)})",
+            f"Every offer that matches was tried and refused ({len(refused)}){why}",
             next="Ask for something else, or try again later.",
         )
     return [candidate.offer for candidate in ranked]
@@ -116,7 +117,7 @@ def rent(
                 guard=lambda: ensure_watchdog(work.fleet.home, work.fleet.environ),
             )
         except ProviderError as error:
-            refused.add(offer_key(offer))
+            refused[offer_key(offer)] = str(error)
             work.report.warn(f"{offer.provider} refused: {error}")
             last = error
             continue

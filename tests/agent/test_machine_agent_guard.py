@@ -43,11 +43,11 @@ class TestLeaseEnd:
         assert every_bench.verb("status")["guard"]["state"] == "ending"
 
     def test_a_renewed_lease_is_kept(self, every_bench: Bench) -> None:
-        every_bench.arm(lease_seconds=1, end=ending(every_bench))
+        every_bench.arm(lease_seconds=2, end=ending(every_bench))
         for _ in range(6):
-            said = every_bench.verb("renew", "1")
-            assert said["lease_until"] == pytest.approx(time.time() + 1, abs=0.9)
-            threading.Event().wait(0.3)
+            said = every_bench.verb("renew", "2")
+            assert said["lease_until"] == pytest.approx(time.time() + 2, abs=1.5)
+            threading.Event().wait(0.5)
         assert ends(every_bench) == 0
         assert until(lambda: ends(every_bench) >= 1, 10)
 
@@ -110,11 +110,11 @@ while True: time.sleep(0.01)
 
 class TestJob:
     def test_it_is_stopped_and_shipped_before_the_machine_ends(self, every_bench: Bench) -> None:
-        every_bench.arm(lease_seconds=1.5, end=ending(every_bench))
         every_bench.submit(
             "trap 'echo saved > $CK/last; exit 143' TERM; echo ready; while :; do sleep 0.1; done"
         )
         every_bench.said("ready")
+        every_bench.arm(lease_seconds=0.5, end=ending(every_bench))
         state = every_bench.ended()
         assert (state["outcome"], state["exit_code"]) == ("lease", 143)
         assert every_bench.named() == {"last": b"saved\n"}
@@ -123,15 +123,15 @@ class TestJob:
 
     def test_a_store_that_is_down_does_not_keep_the_machine(self, bench: Bench) -> None:
         (bench.root / "store").write_text("a file in the way")
-        bench.arm(lease_seconds=1, end=ending(bench), sync_grace_seconds=1.5)
         bench.submit("trap '' TERM; echo x > $CK/e1; sleep 600", sync_seconds=600)
+        bench.arm(lease_seconds=0.5, end=ending(bench), sync_grace_seconds=1.5)
         assert until(lambda: ends(bench) >= 1, 10)
         lease_until = bench.verb("status")["guard"]["lease_until"]
         assert (bench.root / "ended").stat().st_mtime < lease_until + 5
 
     def test_finish_lets_a_job_come_to_its_end(self, every_bench: Bench) -> None:
-        every_bench.arm(lease_seconds=0.5, end=ending(every_bench), on_lease_end="finish")
         every_bench.submit("while [ ! -e go ]; do sleep 0.05; done; echo done > $CK/last")
+        every_bench.arm(lease_seconds=0.5, end=ending(every_bench), on_lease_end="finish")
         assert until(lambda: every_bench.guard()["state"] == "finishing", 10)
         assert every_bench.verb("status")["job"]["phase"] == "running"
         assert ends(every_bench) == 0
@@ -141,8 +141,8 @@ class TestJob:
         assert until(lambda: ends(every_bench) >= 1, 10)
 
     def test_finish_can_be_renewed_while_the_job_goes_on(self, bench: Bench) -> None:
-        bench.arm(lease_seconds=0.3, end=ending(bench), on_lease_end="finish")
         bench.submit("sleep 600")
+        bench.arm(lease_seconds=0.3, end=ending(bench), on_lease_end="finish")
         assert until(lambda: bench.guard()["state"] == "finishing", 10)
         bench.verb("renew", "60")
         assert until(lambda: bench.guard()["state"] == "armed", 10)
@@ -152,29 +152,25 @@ class TestJob:
         assert until(lambda: ends(bench) >= 1, 10)
 
     def test_finish_ends_at_the_hard_end(self, bench: Bench) -> None:
-        bench.arm(
-            lease_seconds=0.3,
-            hard_end=time.time() + 1.5,
-            end=ending(bench),
-            on_lease_end="finish",
-        )
         bench.submit("sleep 600")
+        hard_end = time.time() + 1.5
+        bench.arm(lease_seconds=0.3, hard_end=hard_end, end=ending(bench), on_lease_end="finish")
         assert until(lambda: ends(bench) >= 1, 10)
         assert bench.ended()["outcome"] == "lease"
 
     def test_finish_does_not_wait_for_a_supervisor_that_died(self, bench: Bench) -> None:
-        bench.arm(lease_seconds=1, end=ending(bench), on_lease_end="finish")
         bench.submit("sleep 600")
+        bench.arm(lease_seconds=0.5, end=ending(bench), on_lease_end="finish")
         os.kill(bench.state()["pid"], signal.SIGKILL)
         assert until(lambda: ends(bench) >= 1, 10)
 
     def test_finish_does_not_trust_a_supervisor_that_overran_its_cap(self, bench: Bench) -> None:
+        bench.submit("sleep 600", stop_after_seconds=3, term_grace_seconds=0.5)
+        pid = bench.state()["pid"]
+        os.kill(pid, signal.SIGSTOP)
         bench.arm(
             lease_seconds=0.3, end=ending(bench), on_lease_end="finish", sync_grace_seconds=0.5
         )
-        bench.submit("sleep 600", stop_after_seconds=1, term_grace_seconds=0.5)
-        pid = bench.state()["pid"]
-        os.kill(pid, signal.SIGSTOP)
         try:
             assert until(lambda: ends(bench) >= 1, 10)
         finally:
