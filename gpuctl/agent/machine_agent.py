@@ -1410,6 +1410,7 @@ class Shipper(Worker):
         self._kept: List[Tuple[int, Set[str]]] = []  # what is in an outbox
         self._failures = 0
         self.give_up_at = float("inf")  # by `ticks`; set when the job is over
+        self.verdict: Optional[Tuple[str, str]] = None  # outcome and reason; set then, too
 
     # ---- called by others
 
@@ -1474,7 +1475,7 @@ class Shipper(Worker):
         for output in self._job["outputs"]:
             if not self._ship_output(output["from"]):
                 return
-        if self._store is not None:
+        if self._store is not None and self._ship_ending():
             self._state.update(sync={"ok": True, "error": None})
 
     def _try(self, candidate: Candidate) -> bool:
@@ -1609,6 +1610,30 @@ class Shipper(Worker):
             self._note_output(dict(record, shipped=True))
             return True
 
+    def _ship_ending(self) -> bool:
+        """Leave word of how it ended: for a gpuctl that comes when this machine is gone."""
+        if self.verdict is None:
+            return True
+        with self._state.changing() as state:
+            ending: Json = {
+                "format": MANIFEST_FORMAT,
+                "run": self._job["run"],
+                "attempt": self._job["attempt"],
+                "at": rfc3339(time.time()),
+                "outcome": self.verdict[0],
+                "exit_code": state["exit_code"],
+                "reason": self.verdict[1].encode(errors="replace").decode()[:2000],
+                "outputs": [dict(record) for record in state["outputs"]],
+            }
+        ending["sha256"] = hashlib.sha256(canonical(ending)).hexdigest()
+        while True:
+            try:
+                self._store.put(ending_key(self._job["attempt"]), [canonical(ending)])
+                return True
+            except StoreTrouble as trouble:
+                if not self._wait_out(str(trouble)):
+                    return False
+
     def _note_output(self, record: Json) -> None:
         with self._state.changing() as state:
             state["outputs"].append(record)
@@ -1717,6 +1742,10 @@ def read_exactly(fd: int, size: int) -> bytes:
 
 def manifest_key(attempt: int, seq: int) -> str:
     return f"manifests/a{attempt:04d}-{seq:06d}.json"
+
+
+def ending_key(attempt: int) -> str:
+    return f"ends/a{attempt:04d}.json"
 
 
 def blob_key(sha: str) -> str:
@@ -2295,6 +2324,7 @@ class Supervisor:
         self._pump.no_more_writers()
         self._pump.join(LEFTOVER_GRACE_SECONDS)
         self._state.update(phase="syncing")
+        self._shipper.verdict = self._verdict()
         give_up_at = self._give_up_at()
         self._shipper.give_up_at = give_up_at
         if self._watch is None:

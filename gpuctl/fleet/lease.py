@@ -79,19 +79,24 @@ class Renewal:
         """From now on renew the agent's own timer too."""
         self._on_machine = on_machine
 
-    def stop(self) -> None:
-        """Renew no more; returns when a renewal that is under way has ended."""
+    def stop(self, *, wait_seconds: float = 30) -> None:
+        """Renew no more; returns when a renewal that is under way has ended.
+
+        Args:
+            wait_seconds: how long it may take; only the first call waits.
+        """
+        if not self._over.is_set() and self._thread.is_alive():
+            self._over.set()
+            self._thread.join(timeout=wait_seconds)
         self._over.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=30)
 
     def _renew_on(self) -> None:
         pause = renew_every(self._seconds)
         while not self._over.wait(pause):
-            row = self._fleet.ledger.machine(self._name)
-            if row is None or row.closed or row.destroy_asked_at is not None:
-                return
             try:
+                row = self._fleet.ledger.machine(self._name)
+                if row is None or row.closed or row.destroy_asked_at is not None:
+                    return
                 renew(self._fleet, row, self._seconds, on_machine=self._on_machine)
                 pause = renew_every(self._seconds)
             except GpuctlError as error:

@@ -7,8 +7,11 @@ that proof.
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import suppress
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -84,22 +87,30 @@ def release_all(
     deadline_seconds: float = DEFAULT_DEADLINE_SECONDS,
 ) -> tuple[list[Receipt], list[GpuctlError]]:
     """End several machines side by side; one that fails does not keep the others alive."""
+    futures = [Future[Receipt]() for _ in rows]
+    waiting = deque(zip(rows, futures, strict=True))
+
+    def work() -> None:
+        with suppress(IndexError):  # nothing waits any more
+            while True:
+                row, future = waiting.popleft()
+                try:
+                    future.set_result(
+                        release(fleet, row, why=why, deadline_seconds=deadline_seconds)
+                    )
+                except BaseException as error:
+                    future.set_exception(error)
+
+    for _ in range(min(len(rows), _AT_ONCE)):
+        # Daemons, which no pool has: somebody who presses Ctrl-C again does not want to wait.
+        threading.Thread(target=work, name="release", daemon=True).start()
     receipts: list[Receipt] = []
     errors: list[GpuctlError] = []
-    pool = ThreadPoolExecutor(max_workers=_AT_ONCE)
-    try:
-        futures = [
-            pool.submit(release, fleet, row, why=why, deadline_seconds=deadline_seconds)
-            for row in rows
-        ]
-        for future in futures:
-            try:
-                receipts.append(future.result())
-            except GpuctlError as error:
-                errors.append(error)
-    finally:
-        # Somebody who presses Ctrl-C again does not want to wait for the rest.
-        pool.shutdown(wait=False, cancel_futures=True)
+    for future in futures:
+        try:
+            receipts.append(future.result())
+        except GpuctlError as error:
+            errors.append(error)
     return receipts, errors
 
 

@@ -238,10 +238,13 @@ def _holder(lock: Path) -> Keeper | None:
 
 
 def _named(file: IO[bytes]) -> Keeper | None:
+    """Return who wrote its name, or None while the holder of the lock is about to write its own."""
     try:
-        return keeper_from(json.loads(file.read()))
+        keeper = keeper_from(json.loads(file.read()))
     except (ValueError, KeyError):
-        return None  # It has the lock and is about to write its name; look again.
+        return None
+    # A dead one's name stands there until its successor has written its own.
+    return keeper if keeper is not None and alive(keeper) is not False else None
 
 
 def _lock(path: Path, keeper: Keeper) -> IO[bytes] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 
 from gpuctl.errors import GpuctlError, Interrupted, RemoteError, StoreError
@@ -17,11 +17,14 @@ from gpuctl.policy import offer_key
 from gpuctl.run.caps import Allowance, Caps, Used, allowance
 from gpuctl.run.finish import deliver_outputs, hold
 from gpuctl.run.follow import Follower, fate_of
-from gpuctl.run.launch import Unfit, launch
+from gpuctl.run.launch import OutOfTime, Unfit, launch
 from gpuctl.run.prepare import caps_of, used_by
 from gpuctl.run.recover import AttemptEnd
 from gpuctl.run.rent import Refusals, rent
+from gpuctl.run.stopping import SecondSignal
 from gpuctl.run.work import Live, Work
+
+_HARD_END_SLACK = timedelta(seconds=1)
 
 
 def new_attempt(
@@ -37,10 +40,12 @@ def new_attempt(
     before = allowance_now(work, Decimal(0))
     if before.spent:
         return AttemptEnd("capped", f"budget.{before.cap} is used up"), None
-    rented = rent(work, number, before, keeper, refused, recoveries)
+    rented = rent(
+        work, number, lambda price: allowance_now(work, price), keeper, refused, recoveries
+    )
     row = rented.row
     work.fleet.ledger.record("attempt_started", run=work.run_id, number=number, machine=row.name)
-    left = allowance_now(work, row.price_hour)
+    left = _until(row, allowance_now(work, row.price_hour), work.fleet.clock.now())
     renewal = Renewal(work.fleet, row.name, work.options.lease_seconds)
     end, live = carry(
         work,
@@ -59,6 +64,16 @@ def carry(
     work: Work, row: MachineRow, renewal: Renewal, begin: Callable[[], Live]
 ) -> tuple[AttemptEnd, Live | None]:
     """Begin (or re-join) the job on a machine and follow it; the lease is renewed meanwhile."""
+    end, live = _carried(work, row, renewal, begin)
+    if end.outcome == "lost" and work.fleet.clock.now() >= row.hard_end - _HARD_END_SLACK:
+        # The caps set the hard end; whoever ended the machine then did as told.
+        return replace(end, outcome="capped", unfit=False), live
+    return end, live
+
+
+def _carried(
+    work: Work, row: MachineRow, renewal: Renewal, begin: Callable[[], Live]
+) -> tuple[AttemptEnd, Live | None]:
     live: Live | None = None
     renewal.start()
     try:
@@ -68,12 +83,17 @@ def carry(
         return AttemptEnd("lost", error.message, unfit=True), None
     except Unfit as error:
         return AttemptEnd("failed", error.message, unfit=True), None
+    except OutOfTime as error:
+        return AttemptEnd("capped", error.message), None
     except Interrupted:
         return AttemptEnd("cancelled", "stopped on request"), live
     except RemoteError as error:
         if fate_of(work, row.name) == "interrupted":
             return AttemptEnd("interrupted", f"{row.name} was taken away"), None
         return AttemptEnd("lost", f"{row.name} stopped answering: {error.message}"), None
+    except SecondSignal:
+        renewal.stop(wait_seconds=0)
+        raise
     finally:
         renewal.stop()
 
@@ -114,7 +134,11 @@ def spare(work: Work, row: MachineRow, end: AttemptEnd, live: Live | None) -> bo
         return False
     if work.options.keep_failed_seconds <= 0:
         return False
-    hold(work, live, row, work.options.keep_failed_seconds)
+    try:
+        hold(work, live, row, work.options.keep_failed_seconds)
+    except RemoteError as error:
+        work.report.warn(f"{row.name} cannot be kept: {error.message}")
+        return False
     return True
 
 
@@ -125,6 +149,12 @@ def allowance_now(work: Work, price_hour: Decimal) -> Allowance:
     caps = caps_of(work.spec, run.created_at)
     used = Used(_cost(work.fleet.ledger.machines(run=work.run_id), now), used_by(run, now))
     return _within_a_day(allowance(caps, used, price_hour, now), caps)
+
+
+def _until(row: MachineRow, left: Allowance, now: datetime) -> Allowance:
+    """Return an allowance that ends no later than the machine itself."""
+    seconds = max((row.hard_end - now).total_seconds(), 0)
+    return left if left.seconds is None else replace(left, seconds=min(left.seconds, seconds))
 
 
 def _within_a_day(left: Allowance, caps: Caps) -> Allowance:

@@ -14,9 +14,9 @@ from gpuctl.fleet.release import receipt_of
 from gpuctl.ledger import RunRow
 from gpuctl.run.attach import attach
 from gpuctl.run.attempt import close_attempt
+from gpuctl.run.caps import TERM_GRACE_SECONDS
 from gpuctl.run.controller import TERMINAL, RunEnd
 from gpuctl.run.finish import release_machines
-from gpuctl.run.launch import TERM_GRACE_SECONDS
 from gpuctl.run.opening import open_work
 from gpuctl.run.recover import AttemptEnd
 from gpuctl.run.reporting import Reporter

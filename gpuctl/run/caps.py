@@ -11,8 +11,12 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 _HOUR = Decimal(3600)
-_WIND_DOWN = timedelta(seconds=60)
-_WIND_DOWN_SHARE = 0.1  # of the time there is, when that is less
+_WIND_DOWN_MOST_SECONDS = 60.0
+_WIND_DOWN_LEAST_SECONDS = 10.0  # a job's last words, its sync, the download and the teardown
+_WIND_DOWN_SHARE = 0.1  # of the time there is
+_WIND_DOWN_LARGEST_SHARE = 0.5
+TERM_GRACE_SECONDS = 30.0
+_LEAST_JOB_SECONDS = 1.0  # for less than that no machine is rented
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +45,8 @@ class Allowance:
 
     @property
     def spent(self) -> bool:
-        """Whether nothing is left."""
-        return self.seconds is not None and self.seconds <= 0
+        """Whether too little is left for a job to do anything."""
+        return self.job_seconds is not None and self.job_seconds < _LEAST_JOB_SECONDS
 
     @property
     def job_seconds(self) -> float | None:
@@ -51,10 +55,21 @@ class Allowance:
             return None
         return max(self.seconds - wind_down(self.seconds), 0)
 
+    @property
+    def term_grace_seconds(self) -> float:
+        """Return how long the job may take to end after a SIGTERM: half of the wind-down."""
+        if self.seconds is None:
+            return TERM_GRACE_SECONDS
+        return min(TERM_GRACE_SECONDS, wind_down(self.seconds) / 2)
+
 
 def wind_down(seconds: float) -> float:
-    """Return how much of an allowance the end needs: a minute, a tenth of short ones."""
-    return min(_WIND_DOWN.total_seconds(), seconds * _WIND_DOWN_SHARE)
+    """Return how much of an allowance is kept for the end.
+
+    A tenth of it, at least ten seconds and at most a minute; never more than half.
+    """
+    wanted = max(seconds * _WIND_DOWN_SHARE, _WIND_DOWN_LEAST_SECONDS)
+    return min(wanted, _WIND_DOWN_MOST_SECONDS, seconds * _WIND_DOWN_LARGEST_SHARE)
 
 
 def allowance(caps: Caps, used: Used, price_hour: Decimal, now: datetime) -> Allowance:

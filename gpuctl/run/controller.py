@@ -19,7 +19,7 @@ from gpuctl.fleet.receipt import Receipt
 from gpuctl.ledger import RunRow
 from gpuctl.run.attach import attach, end_unwatched
 from gpuctl.run.attempt import carry, close_attempt, fetch_result, new_attempt, spare
-from gpuctl.run.finish import deliver_outputs, release_machines
+from gpuctl.run.finish import deliver_outputs, how_to_look, release_machines
 from gpuctl.run.opening import open_work
 from gpuctl.run.recover import AttemptEnd, Outcome, after
 from gpuctl.run.rent import Refusals
@@ -36,6 +36,12 @@ class JobFailed(GpuctlError):
     """The job failed by its own fault."""
 
     kind = "JobFailed"
+
+
+class GivenUp(GpuctlError):
+    """Its machines were taken away more often than the spec puts up with."""
+
+    kind = "GivenUp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +109,19 @@ class Controller:
         except GpuctlError as failed:
             error = failed
             self._close_open_attempt(failed)
-        finally:
-            released = self._release_rest()
+        except SecondSignal:
+            raise  # leave at once: releasing is what somebody no longer wants to wait for
+        except BaseException:
+            self._release_rest()
+            raise
+        released = self._release_rest()
         if isinstance(error, Interrupted):
             self._state("cancelled", error.message)
         elif error is not None and self._work.row().state not in TERMINAL:
             self._state("failed", error.message)
+        if error is not None and self._spared is not None:
+            error.machine, error.may_bill = self._spared, True
+            error.next = how_to_look(self._spared)
         # What may still bill matters more than why the job ended.
         return released if released is not None and released.may_bill else error or released
 
@@ -224,13 +237,16 @@ class Controller:
 
     def _hand_over(self) -> None:
         """Leave at once: the watchdog ends what is open, since its end is now asked for."""
-        for row in self._work.fleet.ledger.machines(open_only=True, run=self._work.run_id):
-            try:
-                self._work.fleet.ledger.record(
-                    "destroy_asked", machine=row.name, why="left in a hurry"
-                )
-            except LedgerError as error:
-                self._work.report.warn(error.message)
+        ledger = self._work.fleet.ledger
+        try:
+            with ledger.transaction():
+                for row in ledger.machines(open_only=True, run=self._work.run_id):
+                    ledger.record("destroy_asked", machine=row.name, why="left in a hurry")
+                self._close_open_attempt(Interrupted("left at once"))
+                if self._work.row().state not in TERMINAL:
+                    self._state("cancelled", "left at once")
+        except LedgerError as error:
+            self._work.report.warn(error.message)
 
     def _state(self, state: str, reason: str | None = None, exit_code: int | None = None) -> None:
         self._work.fleet.ledger.record(
@@ -246,6 +262,11 @@ class Controller:
             return CapReached(
                 f"Ended by a cap: {reason}",
                 next=f"Checkpoints are kept: `gpuctl checkpoints {self._work.run_id}`.",
+            )
+        if end.outcome in ("interrupted", "lost"):
+            return GivenUp(
+                f"The run was given up: {reason}",
+                next=f"`gpuctl resume {self._work.run_id}` carries it on from its last checkpoint.",
             )
         return JobFailed(
             f"The job failed: {reason}",

@@ -72,9 +72,14 @@ def hold(work: Work, live: Live, row: MachineRow, seconds: float) -> None:
     until = renew(work.fleet, row, seconds, on_machine=live.agent.renew)
     keep(work.fleet, row, keeper, detached=False)
     work.report.warn(
-        f"{row.name} is kept until {until:%H:%M:%S} UTC and bills until then: "
-        f"`gpuctl ssh {row.name}`, `gpuctl terminate {row.name}`"
+        f"{row.name} is kept until {until:%Y-%m-%d %H:%M:%S} UTC and bills until then. "
+        + how_to_look(row.name)
     )
+
+
+def how_to_look(name: str) -> str:
+    """Say how to look at a machine that is held, and how to end it."""
+    return f"`gpuctl ssh {name}` shows it, `gpuctl terminate {name}` ends it."
 
 
 def release_machines(work: Work, why: str, *, spare: str | None = None) -> list[Receipt]:

@@ -9,8 +9,8 @@ from typing import Literal, TypeAlias
 
 from gpuctl.agent.client import Beat, JobState, LogLine, StateUpdate, printable
 from gpuctl.errors import GpuctlError, RemoteError, StoreError
+from gpuctl.run.caps import TERM_GRACE_SECONDS
 from gpuctl.run.journal import Entry
-from gpuctl.run.launch import TERM_GRACE_SECONDS
 from gpuctl.run.recover import AttemptEnd
 from gpuctl.run.work import Live, Work
 from providers.base import NotFound, ProviderError, State
@@ -24,6 +24,7 @@ _LOST_AFTER_SECONDS = (
 )
 _RECONNECT_FIRST_SECONDS = 0.2
 _RECONNECT_MOST_SECONDS = 15.0
+_STOP_AGAIN_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,10 @@ class Follower:
         self._live = live
         self._pieces: queue.Queue[_Piece] = queue.Queue(maxsize=1000)
         self._state: JobState | None = None
-        self._told_to_stop = False
+        self._stop_asked_at: float | None = None
+        self._stop_again_at = 0.0
+        self._stop_taken = False
+        self._done_before_stop = False
         self._shipped: set[int] = _known(work, live.number)
         self._said: set[str] = set()
         self._offset = work.journal.next_offset(live.number)
@@ -56,7 +60,8 @@ class Follower:
         self._listen()
         heard = self._now()
         while True:
-            self._pass_on_stop()
+            if not self._pass_on_stop():
+                return AttemptEnd("cancelled", "stopped on request; the job could not be told")
             piece = self._next()
             if piece is None:
                 if self._now() - heard > _SILENCE_SECONDS:
@@ -160,15 +165,21 @@ class Follower:
             self._said.add(text)
             self._work.report.warn(text)
 
-    def _pass_on_stop(self) -> None:
-        if not self._work.stop.requested or self._told_to_stop:
-            return
-        self._told_to_stop = True
-        self._work.report.step("stopping the job; it may save its work")
+    def _pass_on_stop(self) -> bool:
+        """Tell the agent when somebody asked to stop; False when it cannot be told in time."""
+        if not self._work.stop.requested or self._stop_taken or self._now() < self._stop_again_at:
+            return True
+        if self._stop_asked_at is None:
+            self._stop_asked_at = self._now()
+            self._done_before_stop = _is_done(self._state)
+            self._work.report.step("stopping the job; it may save its work")
         try:
             self._live.agent.stop("cancelled", TERM_GRACE_SECONDS)
+            self._stop_taken = True
         except RemoteError as error:
-            self._work.report.warn(f"the machine could not be told to stop: {error.message}")
+            self._warn_once(f"the machine could not be told to stop: {error.message}")
+            self._stop_again_at = self._now() + _STOP_AGAIN_SECONDS
+        return self._stop_taken or self._now() - self._stop_asked_at < TERM_GRACE_SECONDS
 
     def _stream_ended(self, broken: _Broken) -> AttemptEnd | None:
         """Decide what a stream that ended means; None: listen again."""
@@ -178,13 +189,13 @@ class Follower:
         if fate == "alive" or fate == "unknown":
             since = self._out_of_reach_since = self._out_of_reach_since or self._now()
             if self._now() - since < _LOST_AFTER_SECONDS and not (
-                self._told_to_stop and self._now() - since > TERM_GRACE_SECONDS
+                self._stop_asked_at is not None and self._now() - since > TERM_GRACE_SECONDS
             ):
                 self._work.fleet.clock.sleep(self._reconnect_pause)
                 self._reconnect_pause = min(self._reconnect_pause * 2, _RECONNECT_MOST_SECONDS)
                 self._listen()
                 return None
-        if self._told_to_stop:
+        if self._stop_asked_at is not None:
             return AttemptEnd("cancelled", "stopped on request")
         why = f" ({broken.error.message})" if broken.error else ""
         if fate == "interrupted" or (self._state is not None and self._state.notice is not None):
@@ -192,7 +203,10 @@ class Follower:
         return AttemptEnd("lost", f"{self._live.machine} was lost{why}")
 
     def _ended(self, job: JobState) -> AttemptEnd:
-        if self._told_to_stop and job.outcome != "completed":
+        if self._stop_asked_at is not None and not (
+            self._done_before_stop and job.outcome == "completed"
+        ):
+            # Many jobs answer a SIGTERM with their last checkpoint and exit code 0: not done.
             return AttemptEnd("cancelled", "stopped on request", job.exit_code)
         if job.supervisor_lost:
             return AttemptEnd("lost", "the agent's supervisor died", job.exit_code)
@@ -211,6 +225,10 @@ class Follower:
     def _shortfall(self, job: JobState) -> str:
         missing = [output.source for output in job.outputs if output.missing]
         return f"outputs that were not there: {', '.join(missing)}" if missing else ""
+
+
+def _is_done(job: JobState | None) -> bool:
+    return job is not None and job.phase in ("syncing", "ended")
 
 
 def _known(work: Work, number: int) -> set[int]:

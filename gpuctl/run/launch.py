@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from gpuctl.agent.client import AgentClient, Job
@@ -19,8 +20,13 @@ from gpuctl.run.work import Live, Work
 from gpuctl.store import CorruptManifest, Manifest
 from providers.base import LocalAccess, Machine
 
-TERM_GRACE_SECONDS = 30.0
 _WORK = "work"
+
+
+class OutOfTime(GpuctlError):
+    """A cap left no time for the job before it could be started."""
+
+    kind = "Cap"
 
 
 class Unfit(GpuctlError):
@@ -47,12 +53,27 @@ def launch(
     Raises:
         NotReady: it never answered.
         Unfit: its hardware is not what the spec needs.
+        OutOfTime: a cap was reached before the job could start.
         RemoteError: it stopped answering.
         StoreError: the checkpoint to resume from cannot be read.
         Interrupted: somebody asked the run to stop.
     """
+    clock = work.fleet.clock
+    longest = allowance.job_seconds
+    stop_at = None if longest is None else clock.monotonic() + longest
+
+    def left() -> float | None:
+        work.stop.check()
+        seconds = None if stop_at is None else stop_at - clock.monotonic()
+        if seconds is not None and seconds <= 0:
+            raise OutOfTime(f"budget.{allowance.cap} was used up before the job could start")
+        return seconds
+
+    def check() -> None:
+        left()
+
     work.report.step(f"{row.name}: waiting until it answers")
-    ready = make_ready(work.fleet, row, machine, check=work.stop.check)
+    ready = make_ready(work.fleet, row, machine, check=check)
     agent = armed_agent(
         ready,
         row,
@@ -62,14 +83,16 @@ def launch(
         on_lease_end="finish" if work.options.detach else "end",
     )
     renewal.arm(agent.renew)
-    work.stop.check()
+    check()
     _check_hardware(work, row, agent, ready.connection)
     workdir = f"{ready.connection.home}/{_WORK}"
     work.fleet.ledger.record("run_state", run=work.run_id, state="preparing")
-    _send(work, ready.connection, workdir)
+    _send(work, ready.connection, workdir, check)
     resume_from = _restore(work, ready, agent, workdir)
-    work.stop.check()
-    agent.submit(_job(work, ready, number, workdir, resume_from, allowance))
+    job = _job(work, ready, number, workdir, resume_from)
+    agent.submit(
+        replace(job, stop_after_seconds=left(), term_grace_seconds=allowance.term_grace_seconds)
+    )
     return Live(number, row.name, ready.connection, agent)
 
 
@@ -81,24 +104,23 @@ def _check_hardware(
         raise Unfit(f"preflight on {row.name}: {'; '.join(complaints)}", machine=row.name)
 
 
-def _send(work: Work, connection: Connection, workdir: str) -> None:
+def _send(work: Work, connection: Connection, workdir: str, check: Callable[[], None]) -> None:
+    def progress(what: str) -> Callable[[int, int], None]:
+        def seen(done: int, total: int) -> None:
+            check()
+            work.report.progress(what, done, total)
+
+        return seen
+
     source = Path(work.spec.workdir)
     work.report.step(f"sending {source}")
-    sent = connection.put(source, f"{workdir}/", progress=_progress(work, str(source)))
+    sent = connection.put(source, f"{workdir}/", progress=progress(str(source)))
     work.report.step(f"sent {sent.files} files, {sent.bytes / 1e6:.1f} MB")
     for item in work.spec.data:
-        work.stop.check()
+        check()
         target = f"{workdir}/{item.target}"
         work.report.step(f"sending {item.source} to {item.target}")
-        connection.put(Path(item.source), target, progress=_progress(work, item.source))
-
-
-def _progress(work: Work, what: str) -> Callable[[int, int], None]:
-    def seen(done: int, total: int) -> None:
-        work.stop.check()
-        work.report.progress(what, done, total)
-
-    return seen
+        connection.put(Path(item.source), target, progress=progress(item.source))
 
 
 def _restore(work: Work, ready: Ready, agent: AgentClient, workdir: str) -> str:
@@ -141,7 +163,6 @@ def _job(
     number: int,
     workdir: str,
     resume_from: str,
-    allowance: Allowance,
 ) -> Job:
     spec = work.spec
     checkpoint_dir = f"{workdir}/{spec.checkpoints.dir}"
@@ -169,7 +190,5 @@ def _job(
         settle_seconds=spec.checkpoints.settle.total_seconds(),
         outputs=tuple(output.source for output in spec.outputs),
         store=work.store.write_grant(),
-        stop_after_seconds=allowance.job_seconds,
-        term_grace_seconds=TERM_GRACE_SECONDS,
         notice=({"file": f"{ready.connection.home}/.interruption"},),
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from decimal import Decimal
 
-from gpuctl.errors import NothingRentable
+from gpuctl.errors import CapReached, GpuctlError, NothingRentable
 from gpuctl.fleet.acquire import DEFAULT_MAX_DURATION, Need, acquire, why_refused
 from gpuctl.fleet.asking import ask_rentable, nothing_found
 from gpuctl.fleet.keeper import Keeper
@@ -88,22 +89,33 @@ def _hours(span: timedelta) -> float:
 def rent(
     work: Work,
     number: int,
-    allowance: Allowance,
+    allowed: Callable[[Decimal], Allowance],
     keeper: Keeper,
     refused: Refusals,
     recoveries: int,
 ) -> Rented:
     """Walk down the offers until one is rented. Refusals are added to ``refused``.
 
+    Args:
+        allowed: what the caps leave for a machine at a price an hour.
+
     Raises:
         NothingRentable: every offer was refused.
-        CapReached: the last word was a price above the cap.
+        CapReached: the last word was a price above the cap, or no cap leaves enough for any.
         NoCredentials: every provider refused the credentials.
         MayStillBill: a create's outcome is unknown; nothing else is rented meanwhile.
     """
-    last: ProviderError | None = None
+    last: ProviderError | GpuctlError | None = None
     for offer in candidates(work, refused, recoveries):
         work.stop.check()
+        left = allowed(offer.price_hour)
+        if left.spent:
+            last = last or CapReached(
+                f"budget.{left.cap} leaves too little for a machine at {offer.price_hour} USD "
+                "an hour",
+                next=f"Raise budget.{left.cap}, or ask for something cheaper.",
+            )
+            continue
         work.report.step(
             f"renting {offer.gpu or 'a CPU machine'} from {offer.provider} "
             f"at {offer.price_hour} USD an hour"
@@ -112,7 +124,7 @@ def rent(
             row, machine = acquire(
                 work.fleet,
                 offer,
-                _need(work, number, allowance),
+                _need(work, number, left),
                 keeper,
                 guard=lambda: ensure_watchdog(work.fleet.home, work.fleet.environ),
             )
@@ -122,7 +134,7 @@ def rent(
             last = error
             continue
         return Rented(row, machine, offer)
-    raise why_refused(last)
+    raise last if isinstance(last, CapReached) else why_refused(last)
 
 
 def _need(work: Work, number: int, allowance: Allowance) -> Need:

@@ -1,6 +1,7 @@
 """Where checkpoints and outputs live: a folder or an S3 bucket. Start at `open_store`."""
 
 from gpuctl.store.answers import BlobSource, Newest, PassedOver, Problem, Pruned
+from gpuctl.store.ending import Ending
 from gpuctl.store.manifest import Blob, CorruptManifest, Manifest, NewerFormat, parse_manifest
 from gpuctl.store.opening import open_store
 from gpuctl.store.restore import CorruptEntry, Fetched
@@ -11,6 +12,7 @@ __all__ = [
     "BlobSource",
     "CorruptEntry",
     "CorruptManifest",
+    "Ending",
     "Fetched",
     "Manifest",
     "NewerFormat",

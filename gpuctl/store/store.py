@@ -15,6 +15,7 @@ from typing import Any
 
 from gpuctl.errors import StoreError
 from gpuctl.store.answers import BlobSource, Newest, PassedOver, Problem, Pruned
+from gpuctl.store.ending import MAX_ENDING_BYTES, Ending, ending_key, parse_ending
 from gpuctl.store.entry import describe, read_piece
 from gpuctl.store.manifest import (
     MAX_ATTEMPT,
@@ -138,6 +139,14 @@ class Store:
                 return Newest(manifest, _newest_first(passed))
             passed.append(PassedOver(manifest.key, manifest.name, why))
         return Newest(None, _newest_first(passed))
+
+    def ending(self, attempt: int) -> Ending | None:
+        """Return how an attempt ended; None when its agent has not left (all of) it here."""
+        try:
+            content = self._objects.read(ending_key(attempt), MAX_ENDING_BYTES)
+        except Missing:
+            return None
+        return parse_ending(bytes(content), self._run, attempt)
 
     def read_blob(self, blob: Blob) -> bytes | bytearray:
         """Return a blob's bytes, checked.

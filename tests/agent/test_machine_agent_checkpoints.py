@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
+from gpuctl.agent import machine_agent
+from gpuctl.agent.machine_agent import Candidate, Changed, Log, Shipper, State, read_tree
 from tests.agent.bench import Bench
 from tests.waiting import until
 
@@ -211,6 +215,28 @@ half.flush()
         }
         assert [item["name"] for item in state["skipped"]] == ["epoch-3"]
 
+    def test_what_was_cut_off_stays_torn_however_long_the_handler_takes(self, bench: Bench) -> None:
+        bench.submit_python(
+            """
+import os, pathlib, signal, sys, threading, time
+ckpt = pathlib.Path(os.environ["CK"])
+def last(*_):
+    time.sleep(1.2)  # four times as long as it takes to look quiet
+    (ckpt / "epoch-2").write_text("from the handler")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, last)
+while True:
+    (ckpt / "epoch-1").write_text("half of wh")
+    print("halfway")
+    time.sleep(0.05)
+""",
+        )
+        bench.said("halfway")
+        bench.verb("stop", "--why", "interrupted", "--grace", "5")
+        state = bench.ended()
+        assert bench.named() == {"epoch-2": b"from the handler"}
+        assert [item["name"] for item in state["skipped"]] == ["epoch-1"]
+
     @needs_proc
     def test_sigkill_at_the_end_of_the_grace(self, bench: Bench) -> None:
         bench.submit_python(
@@ -231,6 +257,49 @@ half.flush()
         every_bench.submit(f"echo last > $CK/last; {ending}")
         every_bench.ended()
         assert every_bench.named() == {"last": b"last\n"}
+
+
+class MeddlingStore:
+    """Takes everything, and something changes in the entry while it does."""
+
+    keep = None
+
+    def __init__(self, meddle: Callable[[], object]) -> None:
+        self.meddle = meddle
+        self.keys: list[str] = []
+
+    def put(self, key: str, pieces: Sequence[bytes]) -> None:
+        self.keys.append(key)
+        self.meddle()
+
+
+@pytest.mark.parametrize("meddling", ["a file more", "a file less", "a file longer", "none"])
+def test_what_changes_while_it_is_read_is_not_shipped(tmp_path: Path, meddling: str) -> None:
+    entry = tmp_path / "e"
+    entry.mkdir()
+    for name in ("a", "b"):
+        (entry / name).write_text(name)
+    meddle: dict[str, Callable[[], object]] = {
+        "a file more": lambda: (entry / "c").write_text("c"),
+        "a file less": lambda: (entry / "b").unlink(missing_ok=True),
+        "a file longer": lambda: (entry / "a").write_text("longer"),
+        "none": lambda: None,
+    }
+    job = machine_agent.checked_job(
+        {"run": "r", "attempt": 1, "workdir": str(tmp_path), "command": "true"}
+    )
+    state = State(str(tmp_path / "state.json"), {"checkpoints": [], "skipped": []}, lambda: None)
+    shipper = Shipper(job, state, Log(str(tmp_path / "log"), 1 << 30))
+    store = MeddlingStore(meddle[meddling])
+    shipper._store = store
+    candidate = Candidate("checkpoint", "e", str(entry), read_tree(str(entry)), 1, 1)
+    if meddling == "none":
+        shipper._send(candidate)
+        assert store.keys[-1] == "manifests/a0001-000001.json"
+    else:
+        with pytest.raises((Changed, FileNotFoundError)):
+            shipper._send(candidate)
+        assert not [key for key in store.keys if key.startswith("manifests/")]
 
 
 class TestOutputs:

@@ -32,8 +32,10 @@ class Ended:
 
 def run(rehearsal: Rehearsal, spec: str, *more: str, seconds: float = 60) -> Ended:
     """Carry a spec to its end on this computer."""
-    arguments = ("run", rehearsal.write_spec(spec), "--provider", "local", "--yes", *more)
-    return Ended(*rehearsal.gpuctl(*arguments, seconds=seconds))
+    path = rehearsal.write_spec(spec)
+    return Ended(
+        *rehearsal.gpuctl("run", path, "--provider", "local", "--yes", *more, seconds=seconds)
+    )
 
 
 def all_released(rehearsal: Rehearsal, ended: Ended) -> None:

@@ -1,0 +1,155 @@
+"""Threads of one transfer: the first that fails ends them all."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
+
+from gpuctl.remote.transfer.session import LinkBroken, Session
+
+_JOIN_SECONDS = 30.0
+_VERDICT_SECONDS = 2.0  # for the machine's own word on why it reads no more
+_FRUITLESS = 5  # attempts in a row that moved nothing
+T = TypeVar("T")
+Job = TypeVar("Job")
+
+
+class Crew:
+    """Runs functions in threads over sessions that are closed when one of them fails."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self._error: BaseException | None = None
+        self._threads: list[threading.Thread] = []
+        self._sessions: list[Session] = []
+
+    def join_in(self, session: Session) -> None:
+        """This session ends with the crew."""
+        with self.changed:
+            failed = self._error is not None
+            self._sessions.append(session)
+        if failed:
+            session.close()
+
+    def start(self, work: Callable[..., None], *args: object) -> threading.Thread:
+        """Run something in a thread."""
+        thread = threading.Thread(target=self._guarded, args=(work, args), daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        return thread
+
+    def _guarded(self, work: Callable[..., None], args: tuple[object, ...]) -> None:
+        try:
+            work(*args)
+        except BaseException as error:
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """End everything; the first error is the one to tell, but the machine's word is better."""
+        with self.changed:
+            better = isinstance(self._error, LinkBroken) and not isinstance(error, LinkBroken)
+            first = self._error is None
+            if first or better:
+                self._error = error
+            self.changed.notify_all()
+        if first and isinstance(error, LinkBroken):
+            self._wait_for_a_better_word()
+        if first:
+            self.close()
+
+    def _wait_for_a_better_word(self) -> None:
+        with self.changed:
+            self.changed.wait_for(lambda: not isinstance(self._error, LinkBroken), _VERDICT_SECONDS)
+
+    @property
+    def failed(self) -> bool:
+        """Whether something failed."""
+        return self._error is not None
+
+    def wait_for(self, true: Callable[[], bool]) -> None:
+        """Wait until it is true; each session's own deadlines bound it. Raises what failed."""
+        with self.changed:
+            self.changed.wait_for(lambda: self._error is not None or true())
+        self.check()
+
+    def check(self) -> None:
+        """Raise what failed, once everything has ended."""
+        if self._error is None:
+            return
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(_JOIN_SECONDS)
+        raise self._error
+
+    def close(self) -> None:
+        """Close every session."""
+        with self.changed:
+            sessions = list(self._sessions)
+        for session in sessions:
+            session.close()
+
+
+class Jobs(Generic[Job]):
+    """What is still to be sent, shared by the streams."""
+
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
+        self._waiting: deque[Job] = deque()
+        self._complete = False
+
+    def add(self, jobs: Iterable[Job]) -> None:
+        """More to do."""
+        with self._crew.changed:
+            self._waiting.extend(jobs)
+            self._crew.changed.notify_all()
+
+    def complete(self) -> None:
+        """Nothing more will be added."""
+        with self._crew.changed:
+            self._complete = True
+            self._crew.changed.notify_all()
+
+    def take(self, *, wait: bool = True) -> Job | None:
+        """The next, or None when there is none (any more, when waiting)."""
+        with self._crew.changed:
+            if wait:
+                self._crew.changed.wait_for(
+                    lambda: self._waiting or self._complete or self._crew.failed
+                )
+            return self._waiting.popleft() if self._waiting and not self._crew.failed else None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left and nothing will come."""
+        return self._complete and not self._waiting
+
+
+def carried_on(work: Callable[[], T], done: Callable[[], int]) -> T:
+    """Do it again after a broken link, for as long as that gets it further.
+
+    Args:
+        work: carries on from what is there already.
+        done: bytes moved so far, over all attempts.
+
+    Raises:
+        LinkBroken: it broke `_FRUITLESS` times in a row without moving anything.
+    """
+    state = {"done": -1, "fruitless": 0}
+
+    def give_up(_: RetryCallState) -> bool:
+        now = done()
+        state["fruitless"] = 0 if now > state["done"] else state["fruitless"] + 1
+        state["done"] = now
+        return state["fruitless"] >= _FRUITLESS
+
+    retrying = Retrying(
+        retry=retry_if_exception_type(LinkBroken),
+        stop=give_up,
+        wait=wait_random_exponential(multiplier=0.2, max=15),
+        reraise=True,
+    )
+    return retrying(work)

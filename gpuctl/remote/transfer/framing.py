@@ -1,0 +1,180 @@
+"""Frames, their payloads, and whether compressing one pays.
+
+Standard library only, Python >= 3.8: it runs on both ends of a transfer (docs/transfer.md).
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import threading
+import time
+import zlib
+from typing import Any, Callable, Optional, Tuple, Union
+
+PROTOCOL = 1
+HEADER = struct.Struct(">BI")  # kind, length of the payload
+PIECE = struct.Struct(">IQIIB")  # file, offset, length, crc32 (both of the plain bytes), codec
+ACK = struct.Struct(">IQQI")  # file, offset of the part, bytes, crc32 over its pieces
+BUNDLE = struct.Struct(">IB")  # length of the JSON table when unpacked, codec
+MAX_FRAME = 16 << 20
+MAX_JSON = 64 << 20
+PIECE_BYTES = 512 << 10
+BUNDLE_BYTES = 1 << 20
+BUNDLE_FILES = 256
+PLAIN, ZLIB, ZEROS = 0, 1, 2
+Data = Union[bytes, bytearray, memoryview]  # noqa: UP007 - evaluated by Python 3.8
+
+
+class Broken(Exception):
+    """The other end does not speak as agreed, or is gone."""
+
+
+class Frames:
+    """Frames over two byte streams; sending is safe from several threads."""
+
+    def __init__(
+        self, read: Callable[[int], bytes], write: Callable[[Data], object], flush: Any = None
+    ) -> None:
+        self._read, self._write, self._flush = read, write, flush
+        self._lock = threading.Lock()
+
+    def send(self, kind: bytes, *parts: Data) -> None:
+        """Send one frame."""
+        head = HEADER.pack(kind[0], sum(map(len, parts)))
+        with self._lock:
+            if len(parts) > 1 or len(parts[-1]) < 1 << 16:
+                self._write(b"".join((head, *parts)))
+            else:
+                self._write(head)
+                self._write(parts[-1])
+            if self._flush:
+                self._flush()
+
+    def send_json(self, kind: bytes, value: object) -> None:
+        """Send one frame of JSON, compressed when it is long."""
+        raw = json.dumps(value, separators=(",", ":")).encode()
+        self.send(kind, raw if len(raw) < 1024 else zlib.compress(raw, 1))
+
+    def receive(self) -> Optional[Tuple[bytes, bytes]]:
+        """The next frame, or None at the end. Raises Broken."""
+        head = self._read(HEADER.size)
+        if not head:
+            return None
+        if len(head) < HEADER.size:
+            raise Broken("ended inside a frame")
+        kind, length = HEADER.unpack(head)
+        if length > MAX_FRAME:
+            raise Broken("a frame of %d bytes" % length)
+        payload = self._read(length) if length else b""
+        if len(payload) < length:
+            raise Broken("ended inside a frame")
+        return bytes((kind,)), payload
+
+
+def parse_json(payload: bytes) -> Any:
+    """The value of a JSON frame. Raises Broken."""
+    try:
+        if payload[:1] == b"\x78":
+            opened = zlib.decompressobj()
+            payload = opened.decompress(payload, MAX_JSON)
+            if not opened.eof:
+                raise Broken("a JSON frame that is too long")
+        return json.loads(payload)
+    except (ValueError, zlib.error, RecursionError) as error:
+        raise Broken("a JSON frame that is none: %s" % error) from error
+
+
+def unpack(codec: int, data: Data, length: int) -> Data:
+    """Plain bytes, exactly ``length`` of them. Raises Broken."""
+    if codec == ZLIB:
+        opened = zlib.decompressobj()
+        try:
+            plain = opened.decompress(data, length + 1)
+        except zlib.error as error:
+            raise Broken("data that do not unpack: %s" % error) from error
+        data = plain
+    elif codec == ZEROS and not len(data) and length <= MAX_FRAME:
+        return bytes(length)
+    elif codec != PLAIN:
+        raise Broken("an unknown codec %d" % codec)
+    if len(data) != length:
+        raise Broken("%d bytes where %d were announced" % (len(data), length))
+    return data
+
+
+class Tally:
+    """What was sent or received of a part of a file; both ends must come to the same."""
+
+    def __init__(self) -> None:
+        self._bytes = self._crc = 0
+
+    def add(self, number: int, length: int, crc: int) -> None:
+        """One piece more."""
+        self._bytes += length
+        self._crc = zlib.crc32(struct.pack(">III", number, length, crc), self._crc)
+
+    def mark(self, number: int, offset: int) -> bytes:
+        """The payload of an ``A`` frame; the tally starts anew."""
+        packed = ACK.pack(number, offset, self._bytes, self._crc)
+        self._bytes = self._crc = 0
+        return packed
+
+    def check(self, payload: bytes) -> Tuple[int, int]:
+        """Compare with the other end's mark; returns file and offset. Raises Broken."""
+        if len(payload) != ACK.size:
+            raise Broken("a mark of a wrong length")
+        number, offset, _, _ = ACK.unpack(payload)
+        if self.mark(number, offset) != payload:
+            raise Broken("a part of a file arrived incomplete")
+        return number, offset
+
+
+# ------------------------------------------------------------------------- compression
+
+
+def pays(ratio: float, pack_rate: float, link_rate: float) -> bool:
+    """Whether packing, then sending, is faster than sending. Rates in bytes a second."""
+    return 1 / pack_rate + ratio / link_rate < 0.95 / link_rate
+
+
+class Packing:
+    """Decides piece by piece, from the link's measured speed, whether compression pays."""
+
+    LEARN_BYTES = 2 << 20  # the link's own buffers take the first ones at any speed
+    SAMPLE = 32 << 10
+    FASTEST = 150e6  # zlib packs no faster than this: beyond it there is nothing to try
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._bytes = self._seconds = 0.0
+        self._pack_rate = 60e6
+        self._poor = 0  # pieces still to go before trying again after a poor one
+
+    def pack(self, plain: Data) -> Tuple[int, Data]:
+        """The codec and what to send."""
+        if self._poor:
+            self._poor -= 1
+            return PLAIN, plain
+        if self._bytes < self.LEARN_BYTES or self._bytes > self._seconds * self.FASTEST:
+            return PLAIN, plain
+        link_rate = self._bytes / self._seconds
+        view = memoryview(plain)
+        middle = max(0, len(view) // 2 - self.SAMPLE // 2)
+        sample = view[middle : middle + self.SAMPLE]
+        ratio = len(zlib.compress(sample, 1)) / max(1, len(sample))
+        if not pays(ratio, self._pack_rate, link_rate):
+            self._poor = 7
+            return PLAIN, plain
+        started = self._clock()
+        packed = zlib.compress(plain, 1)
+        rate = len(plain) / max(1e-6, self._clock() - started)
+        self._pack_rate += (rate - self._pack_rate) / 4
+        return (ZLIB, packed) if len(packed) < len(plain) else (PLAIN, plain)
+
+    def sent(self, size: int, seconds: float) -> None:
+        """So many bytes took so long to send."""
+        self._bytes += size
+        self._seconds += seconds
+        if self._bytes > 32 << 20:  # older experience counts half
+            self._bytes, self._seconds = self._bytes / 2, self._seconds / 2

@@ -1,0 +1,214 @@
+"""Starting the far side over a byte channel, and speaking frames with it.
+
+The far side's modules travel on its stdin, are compiled there and never touch its disk.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import zlib
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from gpuctl.agent.printable import printable
+from gpuctl.errors import RemoteError
+from gpuctl.remote.channels import ByteChannel, Channels
+from gpuctl.remote.transfer.framing import PROTOCOL, Broken, Data, Frames, parse_json
+
+_PACKAGE = "gpuctl.remote.transfer"
+_MODULES = ("framing", "reading", "landing", "far_side")  # each imports only those before it
+_READ = 1 << 18
+_EXIT_SECONDS = 10.0
+_TOO_OLD = 83  # our own exit code: python3 is there, but older than 3.8
+_NO_PYTHON = (126, 127, _TOO_OLD)
+_LOADER = """
+import json, sys, types
+for name, source in json.loads(SOURCES):
+    module = types.ModuleType(name)
+    sys.modules[name] = module
+    exec(compile(source, name, "exec"), module.__dict__)
+module.main(stdin)
+"""
+
+
+class NoPython(RemoteError):
+    """The machine has no python3 of 3.8 or newer; plain SFTP may still work."""
+
+    kind = "NoPython"
+
+
+class LinkBroken(RemoteError):
+    """The link broke in the middle; what arrived is kept, and trying again carries on."""
+
+    kind = "LinkBroken"
+
+
+class FarSideFailed(RemoteError):
+    """The machine says why it cannot do it; trying again would not help."""
+
+    kind = "FarSide"
+
+
+@cache
+def _program() -> bytes:
+    folder = importlib.resources.files(_PACKAGE)
+    sources = [[f"{_PACKAGE}.{name}", (folder / f"{name}.py").read_text()] for name in _MODULES]
+    loader = f"SOURCES = {json.dumps(sources)!r}\n{_LOADER}"
+    return zlib.compress(loader.encode(), 9)
+
+
+def command() -> list[str]:
+    """What starts the far side: it reads its own program from stdin first."""
+    start = (
+        f"import sys;sys.version_info<(3,8) and sys.exit({_TOO_OLD});import zlib;"
+        f"stdin=sys.stdin.buffer;exec(zlib.decompress(stdin.read({len(_program())})),"
+        "{'stdin':stdin})"
+    )
+    return ["python3", "-I", "-S", "-c", start]
+
+
+class Session:
+    """One stream to a far side.
+
+    Args:
+        channels: what opens it.
+        own_link: on a connection of its own.
+        machine: its name, for what goes wrong.
+
+    Raises:
+        RemoteError: the machine cannot be reached.
+    """
+
+    def __init__(
+        self, channels: Channels, *, own_link: bool = False, machine: str | None = None
+    ) -> None:
+        self._machine = machine
+        self._channel: ByteChannel = channels.open(command(), own_link=own_link)
+        self._kept = bytearray()
+        self._unsent = bytearray(_program())  # goes out together with the first frame
+        self.frames = Frames(self._read, self._write)
+        self.spoken = False  # whether it ever answered
+
+    def hello(self, root: str, token: str, name: str | None = None) -> None:
+        """Say what it is about; the answer (``h``) is read by the caller.
+
+        Args:
+            root: where, absolute or relative to the login's folder.
+            token: of this attempt.
+            name: of the one file that is sent; None for a tree.
+        """
+        self.frames.send_json(b"H", {"root": root, "token": token, "name": name})
+
+    def receive(self) -> tuple[bytes, bytes]:
+        """The next frame.
+
+        Raises:
+            FarSideFailed: the machine says why it cannot go on.
+            NoPython: it never started.
+            LinkBroken: nothing comes any more.
+        """
+        try:
+            frame = self.frames.receive()
+        except Broken as error:
+            raise self._ended(str(error)) from error
+        if frame is None:
+            raise self._ended("it ended too early")
+        self.spoken = True
+        if frame[0] == b"e":
+            raise self._refused(parse_json(frame[1]))
+        return frame
+
+    def expect(self, kind: bytes) -> Any:
+        """The value of the next frame, which must be JSON of this kind. Raises as `receive`."""
+        got, payload = self.receive()
+        if got != kind:
+            raise self.nonsense(f"{got!r} came where {kind!r} should")
+        try:
+            return parse_json(payload)
+        except Broken as error:
+            raise self.nonsense(str(error)) from error
+
+    def greeting(self) -> str:
+        """Read the far side's answer to `hello`: dir, file, missing or other."""
+        said = self.expect(b"h")
+        if not isinstance(said, dict) or said.get("protocol") != PROTOCOL:
+            raise self.nonsense("it greets in another protocol")
+        return str(said.get("kind"))
+
+    def close(self) -> None:
+        """Let go."""
+        self._channel.close()
+
+    def finish(self) -> None:
+        """Say that nothing more comes, and let go."""
+        self._channel.close_write()
+        self._channel.close()
+
+    def nonsense(self, what: str) -> FarSideFailed:
+        """The machine does not answer as it should."""
+        return FarSideFailed(
+            f"The machine's end of the transfer cannot be believed: {printable(what)}",
+            machine=self._machine,
+            next="Check what is installed as python3 there; if it persists, end the machine.",
+        )
+
+    def _refused(self, said: Any) -> FarSideFailed:
+        if not isinstance(said, dict):
+            return self.nonsense("an error that says nothing")
+        message = printable(str(said.get("message", "")))[:500]
+        if said.get("kind") == "OSError":
+            path = printable(str(said.get("path", "")))[:500]
+            return FarSideFailed(
+                f"The machine says about {path}: {message}",
+                machine=self._machine,
+                next="Nothing half was left under that name. Correct it there, then try again: "
+                "what arrived is not sent twice.",
+            )
+        return FarSideFailed(f"The transfer failed there: {message}", machine=self._machine)
+
+    def _ended(self, why: str) -> RemoteError:
+        if self.spoken:
+            return LinkBroken(f"The transfer broke off: {why}", machine=self._machine)
+        code = self._channel.exit_code(_EXIT_SECONDS)
+        said = printable(self._channel.stderr_tail().decode(errors="replace")).strip()[-300:]
+        if code in _NO_PYTHON:
+            return NoPython(
+                "There is no python3 (3.8 or newer) on the machine",
+                machine=self._machine,
+                next="Install python3 there; until then files go by plain SFTP, which is slower.",
+            )
+        if code == 0 or code >= 128:
+            return LinkBroken(f"The transfer broke off at its start: {why}", machine=self._machine)
+        return FarSideFailed(
+            f"The transfer's far side did not start (exit {code}): {said or why}",
+            machine=self._machine,
+        )
+
+    def _read(self, size: int) -> bytes:
+        """Exactly so many bytes, fewer only at the end."""
+        kept = self._kept
+        while len(kept) < size:
+            try:
+                chunk = self._channel.read(max(_READ, size - len(kept)))
+            except RemoteError as error:
+                raise LinkBroken(error.message, machine=self._machine, next=error.next) from error
+            if not chunk:
+                break
+            kept += chunk
+        found = bytes(memoryview(kept)[:size])
+        del kept[:size]
+        return found
+
+    def _write(self, data: Data) -> None:
+        if self._unsent:
+            data, self._unsent = bytes(self._unsent) + bytes(data), bytearray()
+        try:
+            self._channel.write(data if isinstance(data, (bytes, memoryview)) else bytes(data))
+        except RemoteError as error:
+            raise LinkBroken(error.message, machine=self._machine, next=error.next) from error
+
+
+Opened = Callable[[bool], Session]
+"""Opens one more session; True: on a link of its own."""
