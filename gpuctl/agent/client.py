@@ -19,9 +19,11 @@ from gpuctl.agent.messages import (
     Job,
     JobState,
     LogLine,
+    OutputState,
     Probe,
     StateUpdate,
     StopReason,
+    SyncState,
 )
 from gpuctl.agent.printable import printable
 from gpuctl.errors import RemoteError
@@ -39,8 +41,10 @@ __all__ = [
     "Job",
     "JobState",
     "LogLine",
+    "OutputState",
     "Probe",
     "StateUpdate",
+    "SyncState",
     "find_python",
     "printable",
 ]

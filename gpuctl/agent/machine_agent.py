@@ -52,6 +52,7 @@ from typing import (
 PROTOCOL = 1
 MANIFEST_FORMAT = 1
 BLOB_BYTES = 64 * 1024 * 1024
+MANIFEST_BYTES = 32 * 1024 * 1024
 
 LOG_FILE_BYTES = 8 * 1024 * 1024
 LOG_READ_BYTES = 64 * 1024
@@ -1683,7 +1684,10 @@ class Shipper(Worker):
             "links": links,
         }
         manifest["sha256"] = hashlib.sha256(canonical(manifest)).hexdigest()
-        store.put(manifest_key(manifest["attempt"], candidate.seq), [canonical(manifest)])
+        content = canonical(manifest)
+        if len(content) > MANIFEST_BYTES:
+            raise Unshippable("it has too many files: its manifest would be larger than 32 MiB")
+        store.put(manifest_key(manifest["attempt"], candidate.seq), [content])
         return manifest
 
     def _send_file(self, store: Any, candidate: Candidate, node: Node) -> Json:
@@ -1941,10 +1945,13 @@ class AwsNotice(Worker):
 
 
 def outcome_of(phase: str, exit_code: Optional[int], cause: Optional[str]) -> str:
-    """Return what ended the job."""
-    if phase == "run" and exit_code == 0:
-        return "completed"
-    return cause or "failed"
+    """Return what ended the job. ``cause``: why it had been told to stop before it ended.
+
+    Many jobs answer a SIGTERM with a last checkpoint and exit code 0: that is not done.
+    """
+    if cause is not None:
+        return cause
+    return "completed" if phase == "run" and exit_code == 0 else "failed"
 
 
 def grace_of_notice(deadline: Optional[float], now: float, term_grace: float) -> float:
@@ -2338,6 +2345,8 @@ class Supervisor:
 
     def _give_up_at(self) -> float:
         until = ticks() + float(self._job["sync_seconds"])
+        if self._cause == "capped":  # what is left of a cap is for the download and the teardown
+            until = min(until, ticks() + float(self._job["term_grace_seconds"]))
         if self._notice is not None and self._notice.deadline is not None:
             until = min(until, ticks() + self._notice.deadline - time.time())
         return until

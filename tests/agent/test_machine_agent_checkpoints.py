@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from gpuctl.agent import machine_agent
-from gpuctl.agent.machine_agent import Candidate, Changed, Log, Shipper, State, read_tree
+from gpuctl.agent.machine_agent import (
+    Candidate,
+    Changed,
+    Log,
+    Shipper,
+    State,
+    Unshippable,
+    read_tree,
+)
 from tests.agent.bench import Bench
 from tests.waiting import until
 
@@ -221,7 +229,7 @@ half.flush()
 import os, pathlib, signal, sys, threading, time
 ckpt = pathlib.Path(os.environ["CK"])
 def last(*_):
-    time.sleep(1.2)  # four times as long as it takes to look quiet
+    time.sleep(2)  # twice as long as it takes to look quiet
     (ckpt / "epoch-2").write_text("from the handler")
     sys.exit(143)
 signal.signal(signal.SIGTERM, last)
@@ -230,6 +238,7 @@ while True:
     print("halfway")
     time.sleep(0.05)
 """,
+            settle_seconds=1,
         )
         bench.said("halfway")
         bench.verb("stop", "--why", "interrupted", "--grace", "5")
@@ -273,6 +282,18 @@ class MeddlingStore:
         self.meddle()
 
 
+def shipper_of(tmp_path: Path, meddle: Callable[[], object]) -> tuple[Shipper, MeddlingStore]:
+    """A shipper that does not run, and its store."""
+    job = machine_agent.checked_job(
+        {"run": "r", "attempt": 1, "workdir": str(tmp_path), "command": "true"}
+    )
+    state = State(str(tmp_path / "state.json"), {"checkpoints": [], "skipped": []}, lambda: None)
+    shipper = Shipper(job, state, Log(str(tmp_path / "log"), 1 << 30))
+    store = MeddlingStore(meddle)
+    shipper._store = store
+    return shipper, store
+
+
 @pytest.mark.parametrize("meddling", ["a file more", "a file less", "a file longer", "none"])
 def test_what_changes_while_it_is_read_is_not_shipped(tmp_path: Path, meddling: str) -> None:
     entry = tmp_path / "e"
@@ -285,13 +306,7 @@ def test_what_changes_while_it_is_read_is_not_shipped(tmp_path: Path, meddling: 
         "a file longer": lambda: (entry / "a").write_text("longer"),
         "none": lambda: None,
     }
-    job = machine_agent.checked_job(
-        {"run": "r", "attempt": 1, "workdir": str(tmp_path), "command": "true"}
-    )
-    state = State(str(tmp_path / "state.json"), {"checkpoints": [], "skipped": []}, lambda: None)
-    shipper = Shipper(job, state, Log(str(tmp_path / "log"), 1 << 30))
-    store = MeddlingStore(meddle[meddling])
-    shipper._store = store
+    shipper, store = shipper_of(tmp_path, meddle[meddling])
     candidate = Candidate("checkpoint", "e", str(entry), read_tree(str(entry)), 1, 1)
     if meddling == "none":
         shipper._send(candidate)
@@ -300,6 +315,20 @@ def test_what_changes_while_it_is_read_is_not_shipped(tmp_path: Path, meddling: 
         with pytest.raises((Changed, FileNotFoundError)):
             shipper._send(candidate)
         assert not [key for key in store.keys if key.startswith("manifests/")]
+
+
+def test_an_entry_of_too_many_files_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = tmp_path / "e"
+    entry.mkdir()
+    for number in range(20):
+        (entry / str(number)).touch()
+    monkeypatch.setattr(machine_agent, "MANIFEST_BYTES", 1000)
+    shipper, store = shipper_of(tmp_path, lambda: None)
+    with pytest.raises(Unshippable, match="too many files"):
+        shipper._send(Candidate("checkpoint", "e", str(entry), read_tree(str(entry)), 1, 1))
+    assert store.keys == []
 
 
 class TestOutputs:

@@ -192,7 +192,7 @@ class TestEnds:
         ("phase", "code", "cause", "outcome"),
         [
             ("run", 0, None, "completed"),
-            ("run", 0, "interrupted", "completed"),
+            ("run", 0, "interrupted", "interrupted"),  # saved its work and left; not done
             ("run", 1, None, "failed"),
             ("run", 143, "interrupted", "interrupted"),
             ("run", None, "capped", "capped"),

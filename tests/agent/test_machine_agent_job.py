@@ -191,11 +191,11 @@ class TestStop:
         assert time.monotonic() - began >= 0.6
         assert (state["outcome"], state["signal"]) == ("cancelled", 9)
 
-    def test_exit_0_is_completed_whatever_was_going_on(self, bench: Bench) -> None:
+    def test_exit_0_after_a_sigterm_is_not_done(self, bench: Bench) -> None:
         bench.submit_python(CATCHING.format(code=0))
         bench.said("ready")
         bench.verb("stop", "--why", "cancelled", "--grace", "5")
-        assert bench.ended()["outcome"] == "completed"
+        assert bench.ended()["outcome"] == "cancelled"
 
     def test_the_cap_counts_from_the_submit(self, bench: Bench) -> None:
         bench.submit("echo never", setup="sleep 600", stop_after_seconds=0.5)

@@ -189,6 +189,9 @@ class TestOutput:
         bench.submit(r"printf '\000\377\376caf\303'; sleep 0.3; printf '\251\n\033[31mred'")
         bench.ended()
         assert bench.log("out") == "\x00\\xff\\xfecafé\n\x1b[31mred"
+        records = read_log(str(bench.dir / "log"), 0, 1 << 20)
+        pieces = [record.data for record in records if record.stream == "out"]
+        assert not [piece for piece in pieces if piece.endswith(b"\xc3")], "cut in two"
         code, line = bench.call("log", str(bench.dir), "--from", "0", "--max", "1")
         assert code == 0
         assert line["type"] == "log"

@@ -116,7 +116,11 @@ def picture(root: Path) -> dict[str, object]:
         elif stat.S_ISDIR(info.st_mode):
             found[name] = stat.S_IMODE(info.st_mode)
         else:
-            found[name] = (stat.S_IMODE(info.st_mode), path.read_bytes(), round(info.st_mtime, 5))
+            found[name] = (
+                stat.S_IMODE(info.st_mode),
+                path.read_bytes(),
+                round(info.st_mtime, 1),
+            )  # manifests keep it as a float
     return found
 
 
