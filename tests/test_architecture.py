@@ -26,7 +26,7 @@ LEVELS = [
     {"fleet"},
     {"market", "policy", "spec", "starter", "ledger"},  # and every other module of gpuctl/
     {"remote", "agent", "store"},
-    {"errors", "names", "home", "quantities"},  # words that every room uses
+    {"errors", "names", "home", "quantities", "printable"},  # words that every room uses
     {"providers"},
 ]
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}

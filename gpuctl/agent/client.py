@@ -25,8 +25,8 @@ from gpuctl.agent.messages import (
     StopReason,
     SyncState,
 )
-from gpuctl.agent.printable import printable
 from gpuctl.errors import RemoteError
+from gpuctl.printable import printable
 from gpuctl.remote.connection import Connection, RemoteProcess
 from gpuctl.store.manifest import Manifest
 from gpuctl.store.restore import CorruptEntry
@@ -46,7 +46,6 @@ __all__ = [
     "StateUpdate",
     "SyncState",
     "find_python",
-    "printable",
 ]
 
 AGENT_FILE = Path(__file__).with_name("machine_agent.py")

@@ -38,6 +38,7 @@ from gpuctl.run.cancel import cancel_run
 from gpuctl.run.controller import Controller, RunEnd
 from gpuctl.run.opening import start_run
 from gpuctl.run.prepare import Options, want_of
+from gpuctl.run.reporting import Unhurried
 from gpuctl.spec import RunSpec, is_s3, load_spec
 from providers.base import Rehearsal
 
@@ -145,7 +146,7 @@ def run(
         detach=detach,
         rehearsal=rehearsal,
     )
-    with Terminal() as terminal, opened(terminal.say) as fleet:
+    with _telling() as terminal, opened(terminal.step) as fleet:
         if not yes:
             ask(yes, "run", _question(fleet, spec, providers))
         if _needs_this_computer(spec, providers):
@@ -169,7 +170,7 @@ def resume(run: str, detach: bool, as_json: bool) -> None:
     Within the lease it re-attaches to the running job; later the next attempt starts from the
     last whole checkpoint.
     """
-    with Terminal() as terminal, opened(terminal.say) as fleet:
+    with _telling() as terminal, opened(terminal.step) as fleet:
         row = fleet.ledger.find_run(run)
         _carry(fleet, terminal, row, in_background=detach, as_json=as_json)
 
@@ -183,7 +184,7 @@ def cancel(run: str, yes: bool, as_json: bool) -> None:
 
     A run that has ended already stays as it is.
     """
-    with Terminal() as terminal, opened(terminal.say) as fleet:
+    with _telling() as terminal, opened(terminal.step) as fleet:
         row = fleet.ledger.find_run(run)
         ask(yes, "cancel", f"End {row.id} and release its machines?")
         try:
@@ -191,6 +192,11 @@ def cancel(run: str, yes: bool, as_json: bool) -> None:
         except GpuctlError as error:
             raise Partial(error, _document(fleet, row.id)) from error
         _finish(fleet, end, as_json)
+
+
+def _telling() -> Unhurried:
+    terminal = Terminal()
+    return Unhurried(terminal, at_end=terminal.close)
 
 
 def _needs_this_computer(spec: RunSpec, named: tuple[str, ...]) -> bool:
@@ -204,7 +210,7 @@ def _needs_this_computer(spec: RunSpec, named: tuple[str, ...]) -> bool:
 
 
 def _carry(
-    fleet: Fleet, terminal: Terminal, row: RunRow, *, in_background: bool, as_json: bool
+    fleet: Fleet, terminal: Unhurried, row: RunRow, *, in_background: bool, as_json: bool
 ) -> None:
     try:
         if in_background:
@@ -214,7 +220,7 @@ def _carry(
             end = Controller(fleet, row.id, stop.request, terminal).carry()
     except GpuctlError as error:
         raise Partial(error, _document(fleet, row.id)) from error
-    terminal.close()
+    terminal.flush()
     _finish(fleet, end, as_json)
 
 

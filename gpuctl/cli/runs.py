@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import click
 
-from gpuctl.agent.printable import printable
 from gpuctl.cli import shapes
 from gpuctl.cli.opening import opened
 from gpuctl.cli.options import example, follow_json_option, json_option
@@ -16,6 +16,7 @@ from gpuctl.cli.terminal import line, table
 from gpuctl.errors import UsageError
 from gpuctl.fleet.context import Fleet
 from gpuctl.ledger import RunRow
+from gpuctl.printable import printable
 from gpuctl.quantities import format_bytes, format_money
 from gpuctl.run.journal import Entry, Journal
 
@@ -174,16 +175,44 @@ def logs(run: str, follow: bool, attempt: int | None, tail: int | None, as_json:
         journal = Journal(fleet.home, row.id)
         # The state is read before the journal: what was written before a run ended is all shown.
         going_on = _goes_on(fleet, row.id)
-        entries, offset = journal.read()
-        _show([one for one in entries if attempt in (None, one.attempt)], as_json, tail)
+        offset = 0
+        if tail is not None:
+            offset = journal.end()
+            _show(_last(journal.backwards(offset), attempt, tail, as_json), as_json, tail)
+        offset = _show_rest(journal, offset, attempt, as_json)
         while follow and going_on:
             fleet.clock.sleep(_POLL_SECONDS)
             going_on = _goes_on(fleet, row.id)
-            entries, offset = journal.read(offset)
-            _show([one for one in entries if attempt in (None, one.attempt)], as_json, None)
+            offset = _show_rest(journal, offset, attempt, as_json)
         row = fleet.ledger.run(row.id) or row
         if follow and _forsaken(row):
             sys.stderr.write(f"{row.id}: {shapes.reason(row)}\n")
+
+
+def _show_rest(journal: Journal, offset: int, attempt: int | None, as_json: bool) -> int:
+    """Show everything from an offset on, a piece at a time; return where it ended."""
+    while True:
+        entries, after = journal.read(offset)
+        _show([one for one in entries if attempt in (None, one.attempt)], as_json, None)
+        if after == offset:
+            return offset
+        offset = after
+
+
+def _last(
+    newest_first: Iterator[Entry], attempt: int | None, tail: int, as_json: bool
+) -> list[Entry]:
+    """Return entries that hold the last lines (with JSON: the last entries), oldest first."""
+    found: list[Entry] = []
+    lines = 0
+    for entry in newest_first:
+        # One line break more than asked for: the text before the first wanted line ends with it.
+        if (len(found) >= tail) if as_json else (lines > tail):
+            break
+        if attempt in (None, entry.attempt):
+            found.append(entry)
+            lines += entry.text.count("\n")
+    return found[::-1]
 
 
 def _goes_on(fleet: Fleet, run_id: str) -> bool:

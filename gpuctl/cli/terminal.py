@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from gpuctl.agent.printable import printable
 from gpuctl.cli.output import write
+from gpuctl.printable import printable
 from gpuctl.quantities import format_bytes
 
 if TYPE_CHECKING:

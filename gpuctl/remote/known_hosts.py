@@ -15,6 +15,7 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from gpuctl.errors import RemoteError, UsageError
@@ -63,7 +64,7 @@ class KnownHost:
         self._machine = machine
         self._handed_over = tuple(_parsed(line, self._where()) for line in handed_over)
 
-    def keys(self) -> tuple[HostKey, ...]:
+    def accepted(self) -> tuple[HostKey, ...]:
         """The keys that it may have; empty before anything is known.
 
         Raises:
@@ -78,18 +79,16 @@ class KnownHost:
             HostKeyChanged: it is not the machine's.
             UsageError: the file cannot be read or written, or is damaged.
         """
-        known = self.keys()
+        known = self.accepted()
         if not known:
             self._pin((key,))
-            known = self.keys()  # another process may have been first
+            known = self.accepted()  # another process may have been first
         if key in known:
             if self._handed_over and self._handed_over != self._pinned():
                 self._replace(self._handed_over)  # for the system's ssh
             return
         shown = ", ".join(f"{one.type} {one.fingerprint}" for one in known)
-        origin = (
-            "its provider handed over at creation" if self._handed_over else "it had before"
-        )
+        origin = "its provider handed over at creation" if self._handed_over else "it had before"
         raise HostKeyChanged(
             f"What answers is not the machine that it was: it shows the host key {key.type} "
             f"{key.fingerprint}, and {origin}: {shown}. Somebody may be listening in between, or "
@@ -156,7 +155,7 @@ class KnownHost:
 def _parsed(line: str, where: str) -> HostKey:
     """Read a line of known_hosts or of a .pub file."""
     words = line.split()
-    for name, content in zip(words, words[1:], strict=False):
+    for name, content in pairwise(words):
         try:
             blob = base64.b64decode(content, validate=True)
         except (binascii.Error, ValueError):

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from gpuctl.errors import RemoteError
+from gpuctl.home import home_path
 from gpuctl.remote.connection import Connection
 from providers.base import LocalAccess, SshAccess
 
 
-def connect(access: LocalAccess | SshAccess | None, *, machine: str | None = None) -> Connection:
-    """Return a connection to the machine that ``access`` describes.
+def connect(
+    access: LocalAccess | SshAccess | None,
+    *,
+    machine: str | None = None,
+    home: Path | None = None,
+    alternatives: Sequence[SshAccess] = (),
+) -> Connection:
+    """Return a connection to the machine that ``access`` describes. Does not connect yet.
 
     Args:
         access: as its provider says; None when it does not tell (yet).
-        machine: its name, for what goes wrong.
+        machine: its name, for what goes wrong; the host keys of a machine are kept under it.
+        home: GPUCTL_HOME; the environment's by default.
+        alternatives: other ways to the same machine, tried when the first does not answer.
 
     Raises:
         RemoteError: there is no way in.
@@ -23,11 +35,10 @@ def connect(access: LocalAccess | SshAccess | None, *, machine: str | None = Non
 
             return LocalConnection(access, machine=machine)
         case SshAccess():
-            raise RemoteError(
-                f"{access.user}@{access.host}, port {access.port}: not built yet: the ssh "
-                "transport arrives with the first cloud provider",
-                machine=machine,
-                next="Use the local provider (--provider local) for now.",
+            from gpuctl.remote.ssh import SshConnection
+
+            return SshConnection(
+                access, home=home or home_path(), machine=machine, alternatives=alternatives
             )
         case None:
             raise RemoteError(

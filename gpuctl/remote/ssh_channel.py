@@ -54,7 +54,7 @@ class _Output:
     size: int = 0
 
     def add(self, data: bytes | memoryview) -> None:
-        """Keep a chunk; small ones are gathered, for a window of single bytes must not cost more."""
+        """Keep a chunk. Small ones are gathered: a window of single bytes must not cost more."""
         self.size += len(data)
         if len(data) > _SMALL:
             self.chunks.append(data)
@@ -156,15 +156,21 @@ class CommandChannel:
         self._return_credit(len(data))
         return data
 
-    def wait(self, seconds: float, *, writable: bool = False) -> None:
-        """Wait at most so long until there is something to read, its end, or room to write."""
+    def wait(self, seconds: float, *, writable: bool = False, ended: bool = True) -> None:
+        """Wait at most so long until there is something to read.
+
+        Args:
+            seconds: how long.
+            writable: also until there is room to write.
+            ended: also until its exit code is there.
+        """
         with self._changed:
             self._changed.wait_for(
                 lambda: (
                     self._output.size
                     or self._eof
                     or self._over
-                    or self._exit_code is not None
+                    or (ended and self._exit_code is not None)
                     or (writable and self._out_window)
                 ),
                 seconds,
@@ -249,7 +255,7 @@ class CommandChannel:
         """Let go of it; what it started lives on."""
         with self._changed:
             wanted = self._remote is not None and not self._close_sent and self._broken is None
-            self._close_sent = self._close_sent or wanted
+            self._close_sent = True  # an answer that is still to come is closed then
             self._output = _Output()
             self._changed.notify_all()
         if wanted:

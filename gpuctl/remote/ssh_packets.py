@@ -174,7 +174,15 @@ class FastPacketizer(Packetizer):  # type: ignore[misc]  # paramiko has no types
     # ------------------------------------------------------------------ receiving
 
     def read_all(self, n: int, check_rekey: bool = False) -> bytes:
-        """Return exactly ``n`` bytes. Raises EOFError, or NeedRekeyException while idle."""
+        """Return exactly ``n`` bytes, which are at most a packet.
+
+        Raises:
+            SSHException: that would be more than any packet has.
+            NeedRekeyException: the transport should ask for new keys.
+            EOFError: the link is gone.
+        """
+        if n > _MAX_PACKET + 1024:
+            raise SSHException(f"it sent a packet of an impossible length ({n})")
         taken = bytearray()
         while len(taken) < n:
             self._need(1, rekey=check_rekey and not taken)

@@ -128,6 +128,7 @@ class SshTransport(Transport):  # type: ignore[misc]  # paramiko has no types
         if host_key_types:
             options.key_types = list(host_key_types)
         self.packetizer.deliver = self._deliver
+        self.measured = threading.Event()  # a round trip was
         self._why: str | None = None
         self._deferred: list[bytes] = []  # what our own thread may not send while keys change
         self._pings: deque[float] = deque()
@@ -192,6 +193,11 @@ class SshTransport(Transport):  # type: ignore[misc]  # paramiko has no types
     def round_trip(self) -> float | None:
         """The shortest of the last measured round trips, in seconds."""
         return min(self._round_trips, default=None)
+
+    @property
+    def well_measured(self) -> bool:
+        """Whether `round_trip` rests on more than the login, when servers still gather packets."""
+        return len(self._round_trips) >= 3
 
     def how_it_broke(self) -> str:
         """Why the link is gone, in words."""
@@ -261,6 +267,7 @@ class SshTransport(Transport):  # type: ignore[misc]  # paramiko has no types
     def _on_pong(self, message: Message) -> None:
         if self._pings:
             self._round_trips.append(time.monotonic() - self._pings.popleft())
+            self.measured.set()
         else:
             self._parse_request_failure(message)
 
@@ -297,14 +304,14 @@ def _on_request(channel: CommandChannel, message: Message) -> None:
 
 
 _HANDLERS: dict[int, Callable[[CommandChannel, Message], None]] = {
-    MSG_CHANNEL_SUCCESS: lambda channel, message: None,  # nobody waits for it
-    MSG_CHANNEL_FAILURE: lambda channel, message: channel.on_refused("it starts no commands"),
+    MSG_CHANNEL_SUCCESS: lambda _channel, _message: None,  # nobody waits for it
+    MSG_CHANNEL_FAILURE: lambda channel, _: channel.on_refused("it starts no commands"),
     MSG_CHANNEL_DATA: _on_data,
     MSG_CHANNEL_EXTENDED_DATA: _on_stderr,
     MSG_CHANNEL_WINDOW_ADJUST: lambda channel, message: channel.on_window(message.get_int()),
     MSG_CHANNEL_REQUEST: _on_request,
-    MSG_CHANNEL_EOF: lambda channel, message: channel.on_eof(),
-    MSG_CHANNEL_CLOSE: lambda channel, message: channel.on_close(),
+    MSG_CHANNEL_EOF: lambda channel, _: channel.on_eof(),
+    MSG_CHANNEL_CLOSE: lambda channel, _: channel.on_close(),
 }
 
 

@@ -10,12 +10,13 @@ from decimal import Decimal
 from gpuctl.errors import GpuctlError, Interrupted, RemoteError, StoreError
 from gpuctl.fleet.acquire import DEFAULT_MAX_DURATION
 from gpuctl.fleet.keeper import Keeper
-from gpuctl.fleet.lease import Renewal
+from gpuctl.fleet.lease import Renewal, keep, renew
 from gpuctl.fleet.ready import NotReady
-from gpuctl.ledger import MachineRow
+from gpuctl.ledger import AttemptRow, MachineRow
 from gpuctl.policy import offer_key
+from gpuctl.run.attach import attach
 from gpuctl.run.caps import Allowance, Caps, Used, allowance
-from gpuctl.run.finish import deliver_outputs, hold
+from gpuctl.run.finish import OnlyThere, deliver_outputs, hold
 from gpuctl.run.follow import Follower, fate_of
 from gpuctl.run.launch import OutOfTime, Unfit, launch
 from gpuctl.run.prepare import caps_of, used_by
@@ -36,10 +37,12 @@ def new_attempt(
 
     Raises:
         NothingRentable, CapReached, NoCredentials, MayStillBill: no machine was rented.
+        StoreError: the store cannot be read. Asked before renting, else only the restore fails.
     """
     before = allowance_now(work, Decimal(0))
     if before.spent:
         return AttemptEnd("capped", f"budget.{before.cap} is used up"), None
+    newest = work.store.newest_whole(verify=False)  # the machine verifies what it takes
     rented = rent(
         work, number, lambda price: allowance_now(work, price), keeper, refused, recoveries
     )
@@ -51,7 +54,7 @@ def new_attempt(
         work,
         row,
         renewal,
-        lambda: launch(work, row, rented.machine, number, renewal, left),
+        lambda: launch(work, row, rented.machine, number, renewal, left, newest),
     )
     if end.unfit:
         refused[offer_key(rented.offer)] = end.reason
@@ -116,26 +119,80 @@ def close_attempt(work: Work, number: int, machine: str, end: AttemptEnd) -> Non
 def fetch_result(work: Work, number: int, end: AttemptEnd, live: Live | None) -> GpuctlError | None:
     """Fetch the outputs of an attempt whose job ended by itself or by us.
 
-    A result that cannot be fetched now is an error, not a loss: it stays in the store.
+    A result that cannot be fetched now is an error, not a loss: it stays in the store, or on the
+    machine (`OnlyThere`).
     """
-    if end.outcome in ("interrupted", "lost") or end.unfit or live is None:
+    if end.outcome in ("interrupted", "lost") or end.unfit:
         return None
+    if live is None and end.outcome != "completed":
+        return None  # its job was never handed over
     try:
-        deliver_outputs(work, number, quietly=end.outcome != "completed")
-    except StoreError as error:
+        deliver_outputs(
+            work, number, quietly=end.outcome != "completed", live=live, told=end.outputs
+        )
+    except (StoreError, OnlyThere) as error:
         work.report.warn(error.message)
         return error
     return None
 
 
-def spare(work: Work, row: MachineRow, end: AttemptEnd, live: Live | None) -> bool:
-    """Hold the machine of a failed job for a look when the caller asked for that."""
-    if end.outcome != "failed" or end.unfit or live is None:
+def deliver_late(work: Work, attempt: AttemptRow, keeper: Keeper) -> bool:
+    """Fetch the result of a job that completed under an earlier controller.
+
+    Returns whether it is here: False when only its machine had it, and that is gone.
+
+    Raises:
+        StoreError: it could not be fetched; it is still in the store.
+        OnlyThere: it is still on the machine, which is held on.
+    """
+    found = attach(work, attempt)
+    if found is None:
+        stored = {one.name for one in work.store.manifests() if one.attempt == attempt.number}
+        if not all(output.source in stored for output in work.spec.outputs) and (
+            work.store.ending(attempt.number) is None
+        ):
+            return False
+        deliver_outputs(work, attempt.number)
+        return True
+    row, live = found
+    keep(work.fleet, row, keeper, detached=False)
+    renew(work.fleet, row, work.options.lease_seconds, on_machine=live.agent.renew)
+    renewal = Renewal(work.fleet, row.name, work.options.lease_seconds)
+    renewal.arm(live.agent.renew)
+    renewal.start()
+    try:
+        job = live.agent.status().job
+        deliver_outputs(work, attempt.number, live=live, told=job.outputs if job else ())
+    except OnlyThere:
+        hold(work, live, row, work.options.lease_seconds)
+        raise
+    finally:
+        renewal.stop()
+        live.connection.close()
+    return True
+
+
+def spare(
+    work: Work,
+    row: MachineRow,
+    end: AttemptEnd,
+    live: Live | None,
+    trouble: GpuctlError | None = None,
+) -> bool:
+    """Hold a machine that is still needed: for a look at a failed job, or for its only result.
+
+    Args:
+        trouble: why the result could not be fetched.
+    """
+    if live is None or end.unfit:
         return False
-    if work.options.keep_failed_seconds <= 0:
+    seconds = work.options.keep_failed_seconds if end.outcome == "failed" else 0
+    if end.outcome == "completed" and isinstance(trouble, OnlyThere):
+        seconds = max(work.options.lease_seconds, work.options.keep_failed_seconds)
+    if seconds <= 0:
         return False
     try:
-        hold(work, live, row, work.options.keep_failed_seconds)
+        hold(work, live, row, seconds)
     except RemoteError as error:
         work.report.warn(f"{row.name} cannot be kept: {error.message}")
         return False

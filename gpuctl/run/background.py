@@ -79,7 +79,7 @@ def main() -> None:
     clock = SystemClock()
     with stopping_on_signals(stop), Ledger.open(home.ledger, clock=clock) as ledger:
         fleet = Fleet(home, ledger, clock, dict(os.environ), report.step)
-        end = Controller(fleet, sys.argv[1], stop, report).carry()
+        end = Controller(fleet, sys.argv[1], stop, report, in_background=True).carry()
     if end.error is not None:
         report.warn(end.error.message)
         sys.exit(int(end.error.exit_code))

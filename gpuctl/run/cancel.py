@@ -6,26 +6,19 @@ import os
 import platform
 import signal
 
-from gpuctl.agent.client import AgentClient
-from gpuctl.errors import MayStillBill, RemoteError, UsageError
+from gpuctl.errors import Interrupted, MayStillBill, UsageError
 from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.keeper import Keeper, alive, keeper_from
 from gpuctl.fleet.release import receipt_of
 from gpuctl.ledger import RunRow
-from gpuctl.run.attach import attach
-from gpuctl.run.attempt import close_attempt
-from gpuctl.run.caps import TERM_GRACE_SECONDS
-from gpuctl.run.controller import TERMINAL, RunEnd
+from gpuctl.run.controller import TERMINAL, Controller, RunEnd
 from gpuctl.run.finish import release_machines
 from gpuctl.run.opening import open_work
-from gpuctl.run.recover import AttemptEnd
 from gpuctl.run.reporting import Reporter
 from gpuctl.run.stopping import StopRequest
-from gpuctl.run.work import Work
 
 _CONTROLLER_SECONDS = 240.0
 _POLL_SECONDS = 0.2
-_SYNC_SECONDS = 60.0
 
 
 def cancel_run(fleet: Fleet, run: RunRow, report: Reporter) -> RunEnd:
@@ -73,30 +66,24 @@ def _by_its_controller(fleet: Fleet, run: RunRow, keeper: Keeper, report: Report
 
 
 def _in_its_place(fleet: Fleet, run: RunRow, report: Reporter) -> RunEnd:
-    work = open_work(fleet, run.id, StopRequest(), report, with_secrets=False)
-    attempts = work.row().attempts
-    last = attempts[-1] if attempts and attempts[-1].ended_at is None else None
-    if last is not None:
-        found = attach(work, last)
-        if found is not None:
-            _let_it_save(work, found[1].agent)
-    receipts = release_machines(work, "cancelled")
-    if last is not None:
-        close_attempt(work, last.number, last.machine, AttemptEnd("cancelled", "cancelled"))
-    if work.row().state not in TERMINAL:
-        fleet.ledger.record("run_state", run=run.id, state="cancelled", reason="cancelled")
-    return RunEnd(work.row(), tuple(receipts), None)
+    """Be the run's controller for as long as it takes to end it."""
+    report = _WithoutOutput(report)
+    if run.state in TERMINAL:  # only a machine that was kept is left
+        work = open_work(fleet, run.id, StopRequest(), report, with_secrets=False)
+        receipts = release_machines(work, "cancelled")
+        return RunEnd(work.row(), tuple(receipts), None)
+    stop = StopRequest()
+    stop.request()
+    end = Controller(fleet, run.id, stop, report, with_secrets=False).carry()
+    wanted = isinstance(end.error, Interrupted)
+    return RunEnd(end.run, end.receipts, None if wanted else end.error)
 
 
-def _let_it_save(work: Work, agent: AgentClient) -> None:
-    """Stop the job and wait until its agent has shipped what is whole, within its grace."""
-    deadline = work.fleet.clock.monotonic() + TERM_GRACE_SECONDS + _SYNC_SECONDS
-    try:
-        agent.stop("cancelled", TERM_GRACE_SECONDS)
-        while work.fleet.clock.monotonic() < deadline:
-            job = agent.status().job
-            if job is None or job.phase == "ended":
-                return
-            work.fleet.clock.sleep(_POLL_SECONDS)
-    except RemoteError as error:
-        work.report.warn(f"the job could not save its last work: {error.message}")
+class _WithoutOutput:
+    """Passes on all but what the job wrote: that goes to the journal, nobody asked to see it."""
+
+    def __init__(self, report: Reporter) -> None:
+        self.step, self.warn, self.progress = report.step, report.warn, report.progress
+
+    def output(self, stream: str, text: str) -> None:
+        """Leave it to the journal."""

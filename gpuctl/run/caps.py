@@ -16,6 +16,8 @@ _WIND_DOWN_LEAST_SECONDS = 10.0  # a job's last words, its sync, the download an
 _WIND_DOWN_SHARE = 0.1  # of the time there is
 _WIND_DOWN_LARGEST_SHARE = 0.5
 TERM_GRACE_SECONDS = 30.0
+_SYNC_MOST_SECONDS = 600.0
+_SYNC_SHARE = 0.1
 _LEAST_JOB_SECONDS = 1.0  # for less than that no machine is rented
 
 
@@ -56,11 +58,21 @@ class Allowance:
         return max(self.seconds - wind_down(self.seconds), 0)
 
     @property
+    def sync_seconds(self) -> float:
+        """Return how long the machine may wait for a store that does not take what it is sent."""
+        if self.seconds is None:
+            return _SYNC_MOST_SECONDS
+        return min(_SYNC_MOST_SECONDS, self.seconds * _SYNC_SHARE)
+
+    @property
     def term_grace_seconds(self) -> float:
-        """Return how long the job may take to end after a SIGTERM: half of the wind-down."""
+        """Return how long the job may take to end after a SIGTERM: a third of the wind-down.
+
+        Its last sync may take as long again, and the rest is for the download and the teardown.
+        """
         if self.seconds is None:
             return TERM_GRACE_SECONDS
-        return min(TERM_GRACE_SECONDS, wind_down(self.seconds) / 2)
+        return min(TERM_GRACE_SECONDS, wind_down(self.seconds) / 3)
 
 
 def wind_down(seconds: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gpuctl.errors import (
     CapReached,
@@ -10,16 +10,25 @@ from gpuctl.errors import (
     Interrupted,
     LedgerError,
     NothingRentable,
+    StoreError,
     UsageError,
 )
 from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.keeper import alive, keeper_from, this_process
 from gpuctl.fleet.lease import Renewal, keep, renew
 from gpuctl.fleet.receipt import Receipt
-from gpuctl.ledger import RunRow
-from gpuctl.run.attach import attach, end_unwatched
-from gpuctl.run.attempt import carry, close_attempt, fetch_result, new_attempt, spare
-from gpuctl.run.finish import deliver_outputs, how_to_look, release_machines
+from gpuctl.ledger import AttemptRow, RunRow
+from gpuctl.run.attach import attach, end_in_store, end_unwatched, let_it_finish
+from gpuctl.run.attempt import (
+    carry,
+    close_attempt,
+    deliver_late,
+    fetch_result,
+    new_attempt,
+    spare,
+)
+from gpuctl.run.checkpoints import note_unwatched
+from gpuctl.run.finish import OnlyThere, deliver_outputs, how_to_look, release_machines
 from gpuctl.run.opening import open_work
 from gpuctl.run.recover import AttemptEnd, Outcome, after
 from gpuctl.run.rent import Refusals
@@ -56,8 +65,31 @@ class RunEnd:
 class Controller:
     """Carries one run to its end. Also picks one up that another process left."""
 
-    def __init__(self, fleet: Fleet, run_id: str, stop: StopRequest, report: Reporter) -> None:
-        self._work = open_work(fleet, run_id, stop, report)
+    def __init__(
+        self,
+        fleet: Fleet,
+        run_id: str,
+        stop: StopRequest,
+        report: Reporter,
+        *,
+        in_background: bool = False,
+        with_secrets: bool = True,
+    ) -> None:
+        """Open the run's work.
+
+        Args:
+            in_background: whether the machine is to carry the run on when this process dies,
+                also when the run was not detached before.
+            with_secrets: False for one who only ends it.
+
+        Raises:
+            UsageError: there is no such run, or a secret is not in this environment.
+            StoreError: its store cannot be used.
+        """
+        work = open_work(fleet, run_id, stop, report, with_secrets=with_secrets)
+        if in_background:
+            work = replace(work, options=replace(work.options, detach=True))
+        self._work = work
         self._keeper = this_process("controller")
         self._refused: Refusals = {}
         self._recoveries = 0
@@ -121,7 +153,7 @@ class Controller:
             self._state("failed", error.message)
         if error is not None and self._spared is not None:
             error.machine, error.may_bill = self._spared, True
-            error.next = how_to_look(self._spared)
+            error.next = " ".join(filter(None, (error.next, how_to_look(self._spared))))
         # What may still bill matters more than why the job ended.
         return released if released is not None and released.may_bill else error or released
 
@@ -172,13 +204,19 @@ class Controller:
             return None
         last = attempts[-1]
         if last.outcome == "completed":
-            deliver_outputs(work, last.number)
-            return AttemptEnd("completed", "", last.exit_code)
+            if self._delivered(last):
+                return AttemptEnd("completed", "", last.exit_code)
+            work.report.warn(
+                f"the result of attempt {last.number} was only on its machine, which is gone; "
+                "running again from the last checkpoint"
+            )
         if last.ended_at is None:
             found = attach(work, last)
             if found is not None:
                 row, live = found
                 work.report.step(f"re-attached to {row.name}")
+                if work.options.detach and not row.detached:
+                    let_it_finish(work, row, last.number)
                 keep(work.fleet, row, self._keeper, detached=work.options.detach)
                 renew(work.fleet, row, work.options.lease_seconds, on_machine=live.agent.renew)
                 renewal = Renewal(work.fleet, row.name, work.options.lease_seconds)
@@ -186,8 +224,14 @@ class Controller:
                 end, reached = carry(work, row, renewal, lambda: live)
                 return self._wound_up(last.number, end, reached)
             end = end_unwatched(work, last)
+            note_unwatched(work, last.number)
             self._receipts += release_machines(work, "its controller died")
+            if end.outcome in ("completed", "failed", "capped"):
+                work.report.step(f"attempt {last.number} went on to its end without a controller")
+                deliver_outputs(work, last.number, quietly=end.outcome != "completed")
             close_attempt(work, last.number, last.machine, end)
+            if end.outcome in ("completed", "failed", "capped"):
+                return end
         self._receipts += release_machines(work, "its controller died")
         return None
 
@@ -200,10 +244,11 @@ class Controller:
         row = work.fleet.ledger.machine(machine)
         assert row is not None
         self._state("finishing")
+        end = self._as_told(number, end)
         if end.outcome == "interrupted":
             work.fleet.ledger.record("interrupted", machine=machine, reason=end.reason)
         trouble = fetch_result(work, number, end, live)
-        if spare(work, row, end, live):
+        if spare(work, row, end, live, trouble):
             self._spared = machine
         try:
             self._receipts += release_machines(work, end.outcome, spare=self._spared)
@@ -214,6 +259,28 @@ class Controller:
         if trouble is not None and end.outcome == "completed":
             raise trouble
         return end
+
+    def _as_told(self, number: int, end: AttemptEnd) -> AttemptEnd:
+        """A machine that went away may have ended its job before: its agent left word of it."""
+        if end.outcome not in ("lost", "interrupted") or end.unfit:
+            return end
+        try:
+            told = end_in_store(self._work, number)
+        except StoreError as error:
+            self._work.report.warn(error.message)
+            return end
+        if told is None or told.outcome not in ("completed", "failed", "capped"):
+            return end
+        note_unwatched(self._work, number)
+        return told
+
+    def _delivered(self, last: AttemptRow) -> bool:
+        """Whether the result of a job that completed before is here now."""
+        try:
+            return deliver_late(self._work, last, self._keeper)
+        except OnlyThere as error:
+            self._spared = error.machine
+            raise
 
     def _close_open_attempt(self, error: GpuctlError) -> None:
         attempts = self._work.row().attempts

@@ -2,54 +2,136 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from gpuctl.errors import GpuctlError, StoreError
+from gpuctl.agent.client import OutputState
+from gpuctl.errors import GpuctlError, RemoteError, StoreError
 from gpuctl.fleet.lease import keep, renew
 from gpuctl.fleet.receipt import Receipt
 from gpuctl.fleet.release import release_all
 from gpuctl.fleet.watchdog import ensure_watchdog
 from gpuctl.ledger import MachineRow
+from gpuctl.run.launch import workdir_on
 from gpuctl.run.work import Live, Work
+from gpuctl.spec import Output
 from gpuctl.store import CorruptManifest, Manifest
 
+_WHAT_IS = 'test -d "$1" && exit 10; test -e "$1" && exit 11; exit 12'
+_FILE, _NOTHING = 11, 12
+_LOOK_SECONDS = 60.0
 
-def deliver_outputs(work: Work, number: int, *, quietly: bool = False) -> list[str]:
-    """Fetch what the attempt shipped as outputs from the store to where the spec wants it.
+
+class OnlyThere(GpuctlError):
+    """A result that neither the store nor this computer has: only its machine."""
+
+    kind = "OnlyOnMachine"
+
+
+def deliver_outputs(
+    work: Work,
+    number: int,
+    *,
+    quietly: bool = False,
+    live: Live | None = None,
+    told: Sequence[OutputState] = (),
+) -> list[str]:
+    """Fetch an attempt's outputs to where the spec wants them: from the store, else the machine.
 
     Returns the targets.
 
     Args:
         quietly: do not warn about outputs that are not there (the job did not get so far).
+        live: the machine, while it can be reached.
+        told: what its agent says of them.
 
     Raises:
         StoreError: it could not be fetched; it is still in the store.
+        OnlyThere: the store does not have it, and it could not be fetched from the machine.
     """
-    newest: dict[str, Manifest] = {}
-    for manifest in work.store.manifests():  # newest first
-        if manifest.kind == "output" and manifest.attempt == number:
-            newest.setdefault(manifest.name, manifest)
+    if not work.spec.outputs:
+        return []
+    stored, trouble = _stored_outputs(work, number)
+    missing = {output.source for output in told if output.missing}
     delivered: list[str] = []
     for output in work.spec.outputs:
-        found = newest.get(output.source)
-        if found is None:
-            if not quietly:
-                work.report.warn(f"the output {output.source} was not there")
-            continue
-        dest = output_path(output.source, output.target, is_file=found.is_file)
-        work.report.step(f"fetching {output.source} to {dest}")
+        found = stored.get(output.source)
+        dest = None
         try:
-            work.store.fetch(found, dest)
-        except CorruptManifest as error:
-            raise StoreError(
-                f"The output {output.source} is corrupt in {work.store.location}: {error}",
-                next=f"`gpuctl resume {work.run_id}` makes it again from the last checkpoint.",
-            ) from error
-        work.fleet.ledger.record(
-            "output", run=work.run_id, **{"from": output.source, "to": str(dest)}, bytes=found.bytes
-        )
-        delivered.append(str(dest))
+            if found is not None:
+                dest = _from_store(work, found, output)
+            elif trouble is not None and live is None:
+                raise trouble
+        except StoreError as error:
+            if live is None:
+                raise
+            work.report.warn(error.message)
+        if dest is None and live is not None and output.source not in missing:
+            dest = _from_machine(work, live, output, in_store=found is not None)
+        if dest is not None:
+            delivered.append(str(dest))
+        elif not quietly:
+            work.report.warn(f"the output {output.source} was not there")
     return delivered
+
+
+def _stored_outputs(work: Work, number: int) -> tuple[dict[str, Manifest], StoreError | None]:
+    newest: dict[str, Manifest] = {}
+    try:
+        for manifest in work.store.manifests():  # newest first
+            if manifest.kind == "output" and manifest.attempt == number:
+                newest.setdefault(manifest.name, manifest)
+    except StoreError as error:
+        return {}, error
+    return newest, None
+
+
+def _from_store(work: Work, found: Manifest, output: Output) -> Path:
+    dest = output_path(output.source, output.target, is_file=found.is_file)
+    work.report.step(f"fetching {output.source} to {dest}")
+    try:
+        work.store.fetch(found, dest)
+    except CorruptManifest as error:
+        raise StoreError(
+            f"The output {output.source} is corrupt in {work.store.location}: {error}",
+            next=f"`gpuctl resume {work.run_id}` makes it again from the last checkpoint.",
+        ) from error
+    _note_output(work, output, dest, found.bytes)
+    return dest
+
+
+def _from_machine(work: Work, live: Live, output: Output, *, in_store: bool) -> Path | None:
+    """Fetch an output from its machine; None when it is not there either."""
+    path = f"{workdir_on(live.connection)}/{output.source}"
+    try:
+        looked = live.connection.run(["sh", "-c", _WHAT_IS, "sh", path], timeout=_LOOK_SECONDS)
+        if looked.exit_code == _NOTHING:
+            return None
+        dest = output_path(output.source, output.target, is_file=looked.exit_code == _FILE)
+        work.report.warn(
+            f"the store does not give {output.source}; fetching it from {live.machine} to {dest}"
+        )
+        got = live.connection.get(path, dest)
+    except RemoteError as error:
+        if in_store:
+            raise StoreError(
+                f"{output.source} could not be fetched: {error.message}",
+                next=f"It is in {work.store.location}: `gpuctl resume {work.run_id}` fetches it.",
+            ) from error
+        raise OnlyThere(
+            f"{output.source} is only on {live.machine}: the store did not take it, and it could "
+            f"not be fetched from there: {error.message}",
+            machine=live.machine,
+            next=f"`gpuctl resume {work.run_id}` tries again while the machine is there.",
+        ) from error
+    _note_output(work, output, dest, got.bytes)
+    return dest
+
+
+def _note_output(work: Work, output: Output, dest: Path, size: int) -> None:
+    work.fleet.ledger.record(
+        "output", run=work.run_id, **{"from": output.source, "to": str(dest)}, bytes=size
+    )
 
 
 def output_path(source: str, target: str, *, is_file: bool) -> Path:

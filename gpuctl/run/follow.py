@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import queue
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from gpuctl.agent.client import Beat, JobState, LogLine, StateUpdate, printable
-from gpuctl.errors import GpuctlError, RemoteError, StoreError
+from gpuctl.agent.client import Beat, JobState, LogLine, StateUpdate, SyncState
+from gpuctl.errors import GpuctlError, RemoteError
+from gpuctl.printable import printable
 from gpuctl.run.caps import TERM_GRACE_SECONDS
+from gpuctl.run.checkpoints import known_checkpoints, note_checkpoint, prune_checkpoints
 from gpuctl.run.journal import Entry
 from gpuctl.run.recover import AttemptEnd
 from gpuctl.run.work import Live, Work
@@ -25,6 +27,7 @@ _LOST_AFTER_SECONDS = (
 _RECONNECT_FIRST_SECONDS = 0.2
 _RECONNECT_MOST_SECONDS = 15.0
 _STOP_AGAIN_SECONDS = 2.0
+_QUEUE_PIECES = 100  # of output, up to 64 KiB each; the machine keeps what has to wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +46,15 @@ class Follower:
     def __init__(self, work: Work, live: Live) -> None:
         self._work = work
         self._live = live
-        self._pieces: queue.Queue[_Piece] = queue.Queue(maxsize=1000)
+        self._pieces: queue.Queue[_Piece] = queue.Queue(maxsize=_QUEUE_PIECES)
         self._state: JobState | None = None
         self._stop_asked_at: float | None = None
         self._stop_again_at = 0.0
         self._stop_taken = False
         self._done_before_stop = False
-        self._shipped: set[int] = _known(work, live.number)
+        self._shipped = known_checkpoints(work, live.number)
         self._said: set[str] = set()
+        self._sync_ok = True
         self._offset = work.journal.next_offset(live.number)
         self._out_of_reach_since: float | None = None
         self._reconnect_pause = _RECONNECT_FIRST_SECONDS
@@ -126,38 +130,26 @@ class Follower:
             self._work.report.warn(
                 f"{self._live.machine}: the machine will be taken away; the job is saving its work"
             )
+        self._note_sync(job.sync)
         for skipped in job.skipped:
             self._warn_once(f"not taken as a checkpoint: {printable(skipped.name)}: {skipped.why}")
         for checkpoint in job.checkpoints:
             if checkpoint.shipped and checkpoint.seq not in self._shipped:
                 self._shipped.add(checkpoint.seq)
-                self._work.fleet.ledger.record(
-                    "checkpoint",
-                    run=self._work.run_id,
-                    attempt=self._live.number,
-                    seq=checkpoint.seq,
-                    name=checkpoint.name,
-                    version=checkpoint.version,
-                    step=checkpoint.step,
-                    at=checkpoint.at,
-                    bytes=checkpoint.bytes,
-                )
+                note_checkpoint(self._work, self._live.number, checkpoint)
                 self._work.report.step(f"checkpoint {printable(checkpoint.name)} is safe")
-                self._prune()
+                prune_checkpoints(self._work, self._warn_once)
 
-    def _prune(self) -> None:
-        try:
-            pruned = self._work.store.prune(self._work.spec.checkpoints.keep)
-        except StoreError as error:
-            # Keeping too many loses nothing.
-            self._warn_once(f"old checkpoints could not be removed: {error.message}")
+    def _note_sync(self, sync: SyncState) -> None:
+        if sync.ok == self._sync_ok:
             return
-        for manifest in pruned.manifests:
-            self._work.fleet.ledger.record(
-                "checkpoint_pruned",
-                run=self._work.run_id,
-                attempt=manifest.attempt,
-                seq=manifest.seq,
+        self._sync_ok = sync.ok
+        if sync.ok:
+            self._work.report.step("the store takes it again")
+        else:
+            self._work.report.warn(
+                f"the store does not take what {self._live.machine} sends: {sync.error}; "
+                "it goes on trying"
             )
 
     def _warn_once(self, text: str) -> None:
@@ -171,10 +163,12 @@ class Follower:
             return True
         if self._stop_asked_at is None:
             self._stop_asked_at = self._now()
-            self._done_before_stop = _is_done(self._state)
             self._work.report.step("stopping the job; it may save its work")
         try:
-            self._live.agent.stop("cancelled", TERM_GRACE_SECONDS)
+            job = self._live.agent.status().job
+            self._done_before_stop = job is not None and job.phase in ("syncing", "ended")
+            if not self._done_before_stop:
+                self._live.agent.stop("cancelled", TERM_GRACE_SECONDS)
             self._stop_taken = True
         except RemoteError as error:
             self._warn_once(f"the machine could not be told to stop: {error.message}")
@@ -203,9 +197,16 @@ class Follower:
         return AttemptEnd("lost", f"{self._live.machine} was lost{why}")
 
     def _ended(self, job: JobState) -> AttemptEnd:
-        if self._stop_asked_at is not None and not (
-            self._done_before_stop and job.outcome == "completed"
-        ):
+        unsafe = [printable(one.name) for one in job.checkpoints if not one.shipped]
+        if unsafe:
+            self._work.report.warn(
+                f"the store did not take the checkpoints {', '.join(unsafe)} "
+                f"({job.sync.error or 'no reason is known'}); they go with the machine"
+            )
+        return replace(self._judged(job), outputs=job.outputs)
+
+    def _judged(self, job: JobState) -> AttemptEnd:
+        if self._stop_asked_at is not None and not self._done_before_stop:
             # Many jobs answer a SIGTERM with their last checkpoint and exit code 0: not done.
             return AttemptEnd("cancelled", "stopped on request", job.exit_code)
         if job.supervisor_lost:
@@ -225,19 +226,6 @@ class Follower:
     def _shortfall(self, job: JobState) -> str:
         missing = [output.source for output in job.outputs if output.missing]
         return f"outputs that were not there: {', '.join(missing)}" if missing else ""
-
-
-def _is_done(job: JobState | None) -> bool:
-    return job is not None and job.phase in ("syncing", "ended")
-
-
-def _known(work: Work, number: int) -> set[int]:
-    """Return what of an attempt's checkpoints is in the ledger, also what was pruned since."""
-    return {
-        int(event.facts["seq"])
-        for event in work.fleet.ledger.events(run=work.run_id)
-        if event.kind == "checkpoint" and event.facts["attempt"] == number
-    }
 
 
 def fate_of(work: Work, name: str) -> Fate:

@@ -10,6 +10,8 @@ from typing import BinaryIO
 
 from gpuctl.home import Home
 
+AT_ONCE_BYTES = 1 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -64,24 +66,70 @@ class Journal:
                 file.write(b"\n")  # close the line that a crash tore
         return file
 
-    def read(self, offset: int = 0) -> tuple[list[Entry], int]:
-        """Return the entries from a byte offset of this file on, and the offset behind them.
+    def read(self, offset: int = 0, *, at_once: int = AT_ONCE_BYTES) -> tuple[list[Entry], int]:
+        """Return entries from a byte offset of this file on, and the offset behind them.
 
         A last line that is still being written is left for the next call.
+
+        Args:
+            at_once: about how many bytes are read; the offset that comes back is the given one
+                when there is nothing more.
         """
         try:
             with self.path.open("rb") as file:
                 file.seek(offset)
-                data = file.read()
+                data = file.read(at_once)
+                while b"\n" not in data and (more := file.read(at_once)):
+                    data += more
         except FileNotFoundError:
             return [], offset
         whole = data[: data.rfind(b"\n") + 1]
         return list(_parsed(whole)), offset + len(whole)
 
+    def end(self, *, at_once: int = AT_ONCE_BYTES) -> int:
+        """Return the offset behind the last whole line."""
+        try:
+            with self.path.open("rb") as file:
+                for start, data in _blocks_backwards(file, file.seek(0, os.SEEK_END), at_once):
+                    if b"\n" in data:
+                        return start + data.rindex(b"\n") + 1
+        except FileNotFoundError:
+            pass
+        return 0
+
+    def backwards(self, end: int, *, at_once: int = AT_ONCE_BYTES) -> Iterator[Entry]:
+        """Yield the entries before an offset that `end` or `read` returned, the newest first."""
+        try:
+            with self.path.open("rb") as file:
+                rest = b""
+                for start, data in _blocks_backwards(file, end, at_once):
+                    data += rest
+                    cut = 0 if start == 0 else data.find(b"\n") + 1
+                    if start > 0 and cut == 0:
+                        rest = data  # a line that is longer than a block
+                        continue
+                    rest = data[:cut]
+                    yield from reversed(list(_parsed(data[cut:])))
+        except FileNotFoundError:
+            return
+
     def next_offset(self, attempt: int) -> int:
         """Return where in the machine's log of an attempt the next piece begins."""
-        entries, _ = self.read()
-        return max((e.next for e in entries if e.attempt == attempt), default=0)
+        for entry in self.backwards(self.end()):
+            if entry.attempt == attempt:
+                return entry.next
+            if entry.attempt < attempt:
+                break
+        return 0
+
+
+def _blocks_backwards(file: BinaryIO, end: int, at_once: int) -> Iterator[tuple[int, bytes]]:
+    """Yield what is before an offset, the last block first: where it begins, and its bytes."""
+    while end > 0:
+        start = max(end - at_once, 0)
+        file.seek(start)
+        yield start, file.read(end - start)
+        end = start
 
 
 def _parsed(data: bytes) -> Iterator[Entry]:

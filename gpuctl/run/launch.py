@@ -12,12 +12,13 @@ from gpuctl.fleet.guard import armed_agent
 from gpuctl.fleet.lease import Renewal
 from gpuctl.fleet.ready import Ready, make_ready
 from gpuctl.ledger import MachineRow
+from gpuctl.printable import printable
 from gpuctl.remote.connection import Connection
 from gpuctl.run.caps import Allowance
 from gpuctl.run.preflight import unmet
 from gpuctl.run.prepare import needs_of
 from gpuctl.run.work import Live, Work
-from gpuctl.store import CorruptManifest, Manifest
+from gpuctl.store import CorruptManifest, Manifest, Newest
 from providers.base import LocalAccess, Machine
 
 _WORK = "work"
@@ -40,6 +41,11 @@ def agent_folder(run_id: str, number: int) -> str:
     return f".gpuctl/{run_id}-a{number}"
 
 
+def workdir_on(connection: Connection) -> str:
+    """Return the absolute path of the job's working folder on a machine."""
+    return f"{connection.home}/{_WORK}"
+
+
 def launch(
     work: Work,
     row: MachineRow,
@@ -47,8 +53,13 @@ def launch(
     number: int,
     renewal: Renewal,
     allowance: Allowance,
+    newest: Newest,
 ) -> Live:
     """Make a rented machine ready, arm its guard, fill it, and hand it the job.
+
+    Args:
+        allowance: how long it may take in all.
+        newest: the checkpoint to resume from, if there is one.
 
     Raises:
         NotReady: it never answered.
@@ -85,13 +96,18 @@ def launch(
     renewal.arm(agent.renew)
     check()
     _check_hardware(work, row, agent, ready.connection)
-    workdir = f"{ready.connection.home}/{_WORK}"
+    workdir = workdir_on(ready.connection)
     work.fleet.ledger.record("run_state", run=work.run_id, state="preparing")
     _send(work, ready.connection, workdir, check)
-    resume_from = _restore(work, ready, agent, workdir)
+    resume_from = _restore(work, ready, agent, workdir, newest)
     job = _job(work, ready, number, workdir, resume_from)
     agent.submit(
-        replace(job, stop_after_seconds=left(), term_grace_seconds=allowance.term_grace_seconds)
+        replace(
+            job,
+            stop_after_seconds=left(),
+            term_grace_seconds=allowance.term_grace_seconds,
+            sync_seconds=allowance.sync_seconds,
+        )
     )
     return Live(number, row.name, ready.connection, agent)
 
@@ -123,26 +139,33 @@ def _send(work: Work, connection: Connection, workdir: str, check: Callable[[], 
         connection.put(Path(item.source), target, progress=progress(item.source))
 
 
-def _restore(work: Work, ready: Ready, agent: AgentClient, workdir: str) -> str:
+def _restore(work: Work, ready: Ready, agent: AgentClient, workdir: str, newest: Newest) -> str:
     """Put the newest whole checkpoint in place; return its path there, or "" on a first start."""
     checkpoint_dir = f"{workdir}/{work.spec.checkpoints.dir}"
-    for manifest in work.store.manifests():
-        if manifest.kind != "checkpoint":
-            continue
-        if not work.store.is_whole(manifest):
-            work.report.warn(f"checkpoint {manifest.name} is not whole; taking the one before it")
-            continue
+    passed_over = False
+    while True:
+        for one in newest.passed_over:
+            passed_over = True
+            _pass_over(work, one.name or one.key, one.why)
+        manifest = newest.manifest
+        if manifest is None:
+            if passed_over:
+                work.report.warn("no checkpoint can be used; the job starts from the beginning")
+            return ""
         dest = f"{checkpoint_dir}/{manifest.name}"
         try:
             agent.restore(manifest, dest, _source(work, ready, manifest))
         except CorruptManifest as error:
-            work.report.warn(
-                f"checkpoint {manifest.name} is corrupt ({error}); taking the one before it"
-            )
+            passed_over = True
+            _pass_over(work, manifest.name, error.message)
+            newest = work.store.newest_whole(verify=False, older_than=manifest)
             continue
-        work.report.step(f"restored checkpoint {manifest.name}")
+        work.report.step(f"restored checkpoint {printable(manifest.name)}")
         return dest
-    return ""
+
+
+def _pass_over(work: Work, name: str, why: str) -> None:
+    work.report.warn(f"checkpoint {printable(name)} is passed over: {why}")
 
 
 def _source(work: Work, ready: Ready, manifest: Manifest) -> dict[str, object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpuctl.errors import UsageError
+from gpuctl.errors import StoreError, UsageError
 from gpuctl.fleet.context import Fleet
 from gpuctl.ledger import RunRow
 from gpuctl.names import new_run_id
@@ -15,7 +15,7 @@ from gpuctl.run.reporting import Reporter
 from gpuctl.run.stopping import StopRequest
 from gpuctl.run.work import Work
 from gpuctl.spec import RunSpec
-from gpuctl.store import open_store
+from gpuctl.store import Store, open_store
 
 
 def start_run(
@@ -32,8 +32,7 @@ def start_run(
     secrets_of(spec, fleet.environ)
     run_id = new_run_id(spec.name)
     location = store_location(spec, fleet)
-    # Asks the store: a wrong bucket must not be found out on a machine that bills.
-    open_store(location, run_id, environ=fleet.environ).manifests()
+    _check_store(open_store(location, run_id, environ=fleet.environ))
     fleet.ledger.record(
         "run_opened",
         run=run_id,
@@ -49,6 +48,17 @@ def start_run(
         detached=options.detach,
     )
     return _row(fleet, run_id)
+
+
+def _check_store(store: Store) -> None:
+    """Ask the store: a wrong bucket or key must not be found out on a machine that bills."""
+    store.manifests()
+    if store.write_grant() is None:
+        raise StoreError(
+            f"{store.location} takes no presigned POST, so that a machine cannot write there "
+            "without your keys; passing on what it writes is not built yet",
+            next="Name a store that takes them (AWS S3, MinIO, Ceph), or a folder.",
+        )
 
 
 def store_location(spec: RunSpec, fleet: Fleet) -> str:

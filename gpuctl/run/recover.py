@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from gpuctl.agent.client import OutputState
+
 Outcome = Literal["completed", "failed", "interrupted", "cancelled", "lost", "capped"]
 Fault = Literal["job", "machine", "nobody"]
 
@@ -19,6 +21,7 @@ class AttemptEnd:
     # A machine that was not what had been paid for: the next offer is tried, and that is not
     # counted as a recovery.
     unfit: bool = False
+    outputs: tuple[OutputState, ...] = ()  # what its agent says of them, where it was asked
 
 
 @dataclass(frozen=True, slots=True)

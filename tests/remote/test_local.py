@@ -21,7 +21,7 @@ from gpuctl.remote.connection import Connection
 from gpuctl.remote.local import LocalConnection
 from gpuctl.remote.opening import connect
 from gpuctl.remote.selection import everything
-from providers.base import LocalAccess, SshAccess
+from providers.base import LocalAccess
 from providers.local_processes import carriers
 from tests.waiting import until
 
@@ -157,9 +157,7 @@ def test_interactive_returns_the_commands_code(machine: LocalConnection) -> None
     assert machine.interactive(["sh", "-c", "exit 5"]) == 5
 
 
-def test_ssh_is_refused_with_a_sentence() -> None:
-    with pytest.raises(RemoteError, match="not built yet: the ssh transport arrives with"):
-        connect(SshAccess("example.org", 22, "root"))
+def test_no_access_is_told() -> None:
     with pytest.raises(RemoteError, match="does not say how to reach"):
         connect(None, machine=NAME)
 

@@ -38,6 +38,19 @@ def test_earlier_attempts_count() -> None:
     assert allowance(caps, Used(Decimal(0), timedelta(hours=2)), Decimal(1), NOW).spent
 
 
+@given(st.floats(1, 1e6))
+def test_the_end_of_a_capped_job_fits_into_its_wind_down(seconds: float) -> None:
+    left = allowance(Caps(None, timedelta(seconds=seconds), None), NONE, Decimal(1), NOW)
+    assert left.seconds is not None
+    assert left.job_seconds is not None
+    kept = left.seconds - left.job_seconds
+    assert left.seconds / 2 + 1e-6 >= kept
+    assert kept <= 60 + 1e-6
+    # A SIGTERM that is ignored, a store that is dead, and time for the download and the release.
+    assert left.term_grace_seconds * 3 <= kept + 1e-6
+    assert left.spent is (left.job_seconds < 1)
+
+
 money = st.decimals(min_value=Decimal("0.01"), max_value=Decimal(500), places=2)
 
 

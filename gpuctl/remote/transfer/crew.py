@@ -12,7 +12,6 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 from gpuctl.remote.transfer.session import LinkBroken, Session
 
 _JOIN_SECONDS = 30.0
-_VERDICT_SECONDS = 2.0  # for the machine's own word on why it reads no more
 _FRUITLESS = 5  # attempts in a row that moved nothing
 T = TypeVar("T")
 Job = TypeVar("Job")
@@ -56,14 +55,8 @@ class Crew:
             if first or better:
                 self._error = error
             self.changed.notify_all()
-        if first and isinstance(error, LinkBroken):
-            self._wait_for_a_better_word()
         if first:
             self.close()
-
-    def _wait_for_a_better_word(self) -> None:
-        with self.changed:
-            self.changed.wait_for(lambda: not isinstance(self._error, LinkBroken), _VERDICT_SECONDS)
 
     @property
     def failed(self) -> bool:

@@ -15,11 +15,9 @@ import struct
 import sys
 import threading
 import time
-import zlib
 from typing import Any, BinaryIO, Dict, List, Tuple
 
 from gpuctl.remote.transfer.framing import (
-    ACK,
     PROTOCOL,
     Broken,
     Data,
@@ -55,18 +53,19 @@ class FarSide:
         self._tally = Tally()
         self._reading: Dict[int, int] = {}
         self._bases: Dict[int, Tuple[int, os.stat_result]] = {}
-        self._signing: "queue.Queue[Tuple[int, int, int]]" = queue.Queue()
-        self._signer = None  # type: Any
+        self._signing: queue.Queue[Tuple[int, int, int]] = queue.Queue()
+        self._signer: Any = None
         self._handlers = {
             b"H": self._hello,
+            b"N": lambda _: self._frames.send_json(b"n", None),
             b"M": lambda said: self._receiver.folders(said),
             b"C": self._compare,
             b"O": self._open,
             b"S": self._sign,
             b"Y": self._copy,
             b"F": self._finish,
-            b"T": lambda said: [self._receiver.touch(*one) for one in said],
-            b"K": lambda said: [self._receiver.link(*one) for one in said],
+            b"T": lambda said: self._receiver.touches(said),
+            b"K": lambda said: self._receiver.links(said),
             b"D": lambda said: self._receiver.modes(said),
             b"Z": self._end,
             b"L": self._list,
@@ -160,7 +159,7 @@ class FarSide:
     # ------------------------------------------------------------------ receiving
 
     def _compare(self, said: Any) -> None:
-        """Which of these are not here as they should be: [index, size here or -1, draft, digest]."""
+        """Which are not here as they should be: [index, size here or -1, draft, digest]."""
         differing: List[List[Any]] = []
         drafts: Dict[str, List[str]] = {}
         for index, (path, size, mtime_ns, mode, large) in enumerate(said["entries"]):
@@ -208,12 +207,12 @@ class FarSide:
             os.close(self._bases.pop(number)[0])
         self._receiver.finish(said["path"], said["size"], said["mode"], said["mtime_ns"])
 
-    def _end(self, said: Any) -> None:
+    def _end(self, _: Any) -> None:
         self._frames.send_json(b"z", [self._receiver.files, self._receiver.bytes])
 
     # ------------------------------------------------------------------ sending
 
-    def _list(self, said: Any) -> None:
+    def _list(self, _: Any) -> None:
         """Everything below the root: files, folders and links, some thousands a frame."""
         entries: List[List[Any]] = []
         for entry in listing(self._root):
@@ -249,7 +248,7 @@ class FarSide:
 
 
 def _fresh_drafts(folder: str) -> List[str]:
-    found = []
+    found: List[str] = []
     try:
         names = os.listdir(folder)
     except FileNotFoundError:

@@ -20,14 +20,18 @@ BUNDLE = struct.Struct(">IB")  # length of the JSON table when unpacked, codec
 MAX_FRAME = 16 << 20
 MAX_JSON = 64 << 20
 PIECE_BYTES = 512 << 10
-BUNDLE_BYTES = 1 << 20
+BUNDLE_BYTES = 256 << 10
 BUNDLE_FILES = 256
 PLAIN, ZLIB, ZEROS = 0, 1, 2
-Data = Union[bytes, bytearray, memoryview]  # noqa: UP007 - evaluated by Python 3.8
+Data = Union[bytes, bytearray, memoryview]
 
 
 class Broken(Exception):
     """The other end does not speak as agreed, or is gone."""
+
+
+class Truncated(Broken):
+    """The other end stopped in the middle of a frame."""
 
 
 class Frames:
@@ -62,13 +66,13 @@ class Frames:
         if not head:
             return None
         if len(head) < HEADER.size:
-            raise Broken("ended inside a frame")
+            raise Truncated("ended inside a frame")
         kind, length = HEADER.unpack(head)
         if length > MAX_FRAME:
             raise Broken("a frame of %d bytes" % length)
         payload = self._read(length) if length else b""
         if len(payload) < length:
-            raise Broken("ended inside a frame")
+            raise Truncated("ended inside a frame")
         return bytes((kind,)), payload
 
 

@@ -46,6 +46,7 @@ class Receiver:
         self._known: Set[str] = set()
         self._open: Dict[int, Tuple[str, int, Tuple[int, int]]] = {}
         self._count = 0
+        self._nonce = os.urandom(4).hex()  # one session may have several receivers
 
     def place(self, path: str) -> str:
         """Where a path is; the folders to it are made. Raises Broken when it leads out."""
@@ -83,8 +84,17 @@ class Receiver:
         for path in paths:
             self._folder(self.place(path))
 
-    def bundle(self, payload: bytes) -> List[List[Any]]:
-        """Write the small files of a frame; returns its table. Raises Broken, OSError."""
+    def bundle(self, payload: bytes, wanted: Set[str] | None = None) -> List[List[Any]]:
+        """Write the small files of a frame; returns its table.
+
+        Args:
+            payload: of the frame.
+            wanted: the only paths to accept; None for all.
+
+        Raises:
+            Broken: it is damaged, or holds what nobody asked for.
+            OSError: it cannot be written.
+        """
         rest = BUNDLE.size + 4
         if len(payload) < rest:
             raise Broken("a bundle that is too short")
@@ -95,11 +105,14 @@ class Receiver:
         plain = memoryview(unpack(codec, memoryview(payload)[rest:], length))
         table = parse_json(bytes(plain[:head]))
         at = head
-        for path, size, mode, mtime_ns, crc in table:
+        for entry in table if isinstance(table, list) else [table]:
+            path, size, mode, mtime_ns, crc = _described(entry)
             data = plain[at : at + size]
             at += size
             if len(data) != size or zlib.crc32(data) != crc:
                 raise Broken("%r arrived damaged" % path)
+            if wanted is not None and path not in wanted:
+                raise Broken("%r came, which nobody asked for" % path)
             self.small(path, data, mode, mtime_ns)
         return table  # type: ignore[no-any-return]
 
@@ -107,7 +120,7 @@ class Receiver:
         """Write one small file."""
         target = self.place(path)
         self._count += 1
-        name = "%s%s-%d-%d" % (DRAFT_MARK, self.token, os.getpid(), self._count)
+        name = "%s%s-%s-%d" % (DRAFT_MARK, self.token, self._nonce, self._count)
         draft = os.path.join(os.path.dirname(target), name)
         handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         try:
@@ -203,6 +216,11 @@ class Receiver:
             except FileNotFoundError:
                 continue  # another session took it over
 
+    def close(self) -> None:
+        """Close every open draft."""
+        for number in list(self._open):
+            self.end(number)
+
     def end(self, number: int) -> None:
         """Close a draft."""
         if number in self._open:
@@ -225,8 +243,17 @@ class Receiver:
         self.files += 1
         self.bytes += size
 
-    def touch(self, path: str, mode: int, mtime_ns: int) -> None:
-        """The content is right; set the rest."""
+    def touches(self, entries: List[List[Any]]) -> None:
+        """Set mode and time of files whose content is right: [path, mode, mtime_ns]."""
+        for path, mode, mtime_ns in entries:
+            self._touch(path, mode, mtime_ns)
+
+    def links(self, entries: List[List[str]]) -> None:
+        """Make symbolic links: [path, target]."""
+        for path, target in entries:
+            self._link(path, target)
+
+    def _touch(self, path: str, mode: int, mtime_ns: int) -> None:
         handle = open_plain(self.place(path))
         try:
             os.fchmod(handle, mode & 0o777)
@@ -234,13 +261,12 @@ class Receiver:
         finally:
             os.close(handle)
 
-    def link(self, path: str, target: str) -> None:
-        """Make a symbolic link."""
+    def _link(self, path: str, target: str) -> None:
         place = self.place(path)
         if os.path.islink(place) and os.readlink(place) == target:
             return
         self._count += 1
-        name = "%s%s-%d-%d" % (DRAFT_MARK, self.token, os.getpid(), self._count)
+        name = "%s%s-%s-%d" % (DRAFT_MARK, self.token, self._nonce, self._count)
         draft = os.path.join(os.path.dirname(place), name)
         os.symlink(target, draft)
         try:
@@ -256,6 +282,13 @@ class Receiver:
             if not os.path.islink(place):
                 os.chmod(place, mode & 0o777)
                 self._known.discard(place)
+
+
+def _described(entry: Any) -> Tuple[str, int, int, int, int]:
+    fits = isinstance(entry, list) and len(entry) == 5 and isinstance(entry[0], str)
+    if not fits or not all(isinstance(n, int) for n in entry[1:]) or entry[1] < 0:
+        raise Broken("a bundle whose table is none")
+    return entry[0], entry[1], entry[2], entry[3], entry[4]
 
 
 def _write_at(handle: int, data: Data, offset: int) -> None:

@@ -58,6 +58,14 @@ class Meter:
         self._lock = threading.Lock()
         self._recent: deque[tuple[float, int]] = deque()
         self.done = self.total = 0
+        self.moved = 0  # over all attempts
+
+    def restarted(self) -> Meter:
+        """Count a new attempt, which plans anew; `moved` goes on."""
+        with self._lock:
+            self.done = self.total = 0
+            self._recent.clear()
+        return self
 
     def expect(self, size: int) -> None:
         """So many bytes more belong to it."""
@@ -68,6 +76,7 @@ class Meter:
         """So many bytes more are there."""
         with self._lock:
             self.done += size
+            self.moved += size
             now = self._clock()
             self._recent.append((now, self.done))
             while len(self._recent) > 2 and self._recent[0][0] < now - _WINDOW_SECONDS:

@@ -17,15 +17,16 @@ WINDOW_BYTES = 2 << 20  # OpenSSH's channel window: what one stream moves a roun
 GOAL_RATE = 250e6  # bytes a second that the streams together should be able to reach
 MAX_STREAMS = 8
 NEAR_SECONDS = 0.003  # below this round trip one stream is bound by the processor, not the window
-_WORTH_SECONDS = 8.0  # a further link takes about so many round trips before it carries anything
+LOGIN_ROUND_TRIPS = 8  # so many pass before a further link carries anything
+ONE_STREAM_BYTES = 8 << 20  # below this a second stream is never worth its login
 
 
 def streams_wanted(size: int, round_trip: float) -> int:
     """How many streams ``size`` bytes deserve over a link of that round trip (seconds)."""
-    if round_trip < NEAR_SECONDS:
+    if round_trip < NEAR_SECONDS or size < ONE_STREAM_BYTES:
         return 1
     one = WINDOW_BYTES / round_trip  # bytes a second of one stream
-    if size / one < _WORTH_SECONDS * round_trip:
+    if size / one < LOGIN_ROUND_TRIPS * round_trip:
         return 1
     by_rate = -(-GOAL_RATE // one)
     by_size = max(1, size // PART_BYTES)

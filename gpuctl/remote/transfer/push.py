@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import queue
 import secrets
 import struct
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,12 +29,13 @@ from gpuctl.remote.transfer.reading import (
     send_bundle,
     send_piece,
 )
-from gpuctl.remote.transfer.session import Session
+from gpuctl.remote.transfer.session import LinkBroken, Session
 
 _COMPARED = 2000  # files in one frame
 _AHEAD = 8  # such frames without an answer
 _RANGES = 20_000  # copied ranges in one frame
 _SIGNED = struct.Struct(">IB")
+_VERDICT_SECONDS = 2.0
 _SIGNING_AHEAD = 4  # files whose signatures are asked for before they are needed
 
 
@@ -50,7 +51,7 @@ class _Large:
     size_there: int = -1
     unsure: int = 0  # parts that are not known to have arrived
     finished: bool = False
-    signatures: queue.SimpleQueue[bytes | None] = field(default_factory=queue.SimpleQueue)
+    signatures: deque[bytes | None] = field(default_factory=deque)  # None ends them
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +132,8 @@ class Push:
         size = sum(one.file.size for one in differing)
         self._meter.expect(size)
         self._plan(differing)
-        self._crew.start(self._listen, control, control)
-        sender = self._crew.start(self._work, control, control)
-        wanted = min(planning.streams_wanted(size, self._channels.round_trip), self._streams)
+        wanted = min(control.streams_for(size), self._streams)
+        sender = self._crew.start(self._send, control, control)
         for _ in range(wanted - 1):
             self._crew.start(self._further, control)
         self._compare_blocks(control)
@@ -224,8 +224,6 @@ class Push:
                 self._ask_signatures(control, changed[asked])
                 asked += 1
             found = self._matched(large)
-            if self._crew.failed:
-                return
             if large.base == "target":
                 control.frames.send_json(b"O", self._opening(large))
                 for at in range(0, len(found), _RANGES):
@@ -257,7 +255,7 @@ class Push:
             matcher = Matcher(handle, large.file.size, there, block, moves)
             found: list[Found] = []
             end = 0
-            while (batch := large.signatures.get()) is not None:
+            while (batch := self._signed(large)) is not None:
                 fresh = list(matcher.feed(batch))
                 missing = list(gaps([(one.ours - end, one.length) for one in fresh], 0))
                 self._add_parts(large, planning.parts(0, [(end + a, end + b) for a, b in missing]))
@@ -268,6 +266,10 @@ class Push:
         finally:
             os.close(handle)
         return joined(found)
+
+    def _signed(self, large: _Large) -> bytes | None:
+        self._crew.wait_for(lambda: bool(large.signatures))
+        return large.signatures.popleft()
 
     # ------------------------------------------------------------------ sending
 
@@ -285,9 +287,16 @@ class Push:
                 session.close()
                 return
             self._extras.append(session)
-        self._crew.start(self._listen, session, control)
-        self._work(session, control)
+        self._send(session, control)
         session.frames.send_json(b"Z", None)
+
+    def _send(self, session: Session, control: Session) -> None:
+        listener = self._crew.start(self._listen, session, control)
+        try:
+            self._work(session, control)
+        except LinkBroken:
+            listener.join(_VERDICT_SECONDS)  # it may say why it reads no more
+            raise
 
     def _work(self, session: Session, control: Session) -> None:
         """Send jobs until there are no more."""
@@ -309,7 +318,7 @@ class Push:
                 self._meter.add(size)
 
     def _send_part(self, session: Session, packing: Packing, part: _Part) -> None:
-        large, tally = part.large, Tally()
+        large, tally, done = part.large, Tally(), 0
         handle = open_plain(self._place(large.file))
         try:
             dense = large.base == "draft"
@@ -317,6 +326,8 @@ class Push:
                 self._pace.wait(len(data))
                 crc = send_piece(session.frames, packing, large.number, start, data)
                 tally.add(large.number, len(data), crc)
+                self._meter.add(len(data))
+                done += len(data)
             size = os.fstat(handle).st_size
         finally:
             os.close(handle)
@@ -324,7 +335,7 @@ class Push:
             with self._crew.changed:
                 large.size = min(large.size, size)
         session.frames.send(b"A", tally.mark(large.number, part.offset))
-        self._meter.add(part.length)
+        self._meter.add(part.length - done)  # holes
 
     def _part_arrived(self, control: Session, large: _Large) -> None:
         with self._crew.changed:
@@ -359,8 +370,10 @@ class Push:
             try:
                 if kind == b"s":
                     number, last = _SIGNED.unpack_from(payload)
-                    signatures = self._large[number].signatures
-                    signatures.put(None if last else payload[_SIGNED.size :])
+                    with self._crew.changed:
+                        batch = None if last else payload[_SIGNED.size :]
+                        self._large[number].signatures.append(batch)
+                        self._crew.changed.notify_all()
                 elif kind == b"a":
                     if session is not control:
                         self._part_arrived(control, self._large[ACK.unpack(payload)[0]])
@@ -390,8 +403,8 @@ class Push:
             batch = links[at : at + _COMPARED]
             control.frames.send_json(b"K", [[link.path, link.target] for link in batch])
         for end in range(len(folders), 0, -_COMPARED):  # innermost first: one may be read-only
-            batch = folders[max(0, end - _COMPARED) : end]
-            control.frames.send_json(b"D", [[one.path, one.mode & 0o777] for one in batch])
+            modes = [[one.path, one.mode & 0o777] for one in folders[max(0, end - _COMPARED) : end]]
+            control.frames.send_json(b"D", modes)
         control.frames.send_json(b"Z", None)
         self._crew.wait_for(lambda: self._last_words == extras + 1)
         return self._counted(control, differing)

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import time
 import zlib
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from gpuctl.agent.printable import printable
+from gpuctl.printable import printable
 from gpuctl.errors import RemoteError
 from gpuctl.remote.channels import ByteChannel, Channels
-from gpuctl.remote.transfer.framing import PROTOCOL, Broken, Data, Frames, parse_json
+from gpuctl.remote.transfer.framing import PROTOCOL, Broken, Data, Frames, Truncated, parse_json
+from gpuctl.remote.transfer.planning import NEAR_SECONDS, ONE_STREAM_BYTES, streams_wanted
 
 _PACKAGE = "gpuctl.remote.transfer"
 _MODULES = ("framing", "reading", "landing", "far_side")  # each imports only those before it
 _READ = 1 << 18
+_PINGS = 2
 _EXIT_SECONDS = 10.0
 _TOO_OLD = 83  # our own exit code: python3 is there, but older than 3.8
 _NO_PYTHON = (126, 127, _TOO_OLD)
@@ -49,6 +51,16 @@ class FarSideFailed(RemoteError):
     """The machine says why it cannot do it; trying again would not help."""
 
     kind = "FarSide"
+
+
+def unbelievable(what: str, machine: str | None) -> FarSideFailed:
+    """What to tell of a machine that does not answer as it should."""
+    return FarSideFailed(
+        f"The machine's end of the transfer cannot be believed: {printable(what)[:500]}",
+        machine=machine,
+        next="If .bashrc or the like prints something there, make it silent for commands. "
+        "Otherwise do not trust the machine: end it.",
+    )
 
 
 @cache
@@ -84,7 +96,7 @@ class Session:
     def __init__(
         self, channels: Channels, *, own_link: bool = False, machine: str | None = None
     ) -> None:
-        self._machine = machine
+        self._machine, self._channels = machine, channels
         self._channel: ByteChannel = channels.open(command(), own_link=own_link)
         self._kept = bytearray()
         self._unsent = bytearray(_program())  # goes out together with the first frame
@@ -111,8 +123,10 @@ class Session:
         """
         try:
             frame = self.frames.receive()
-        except Broken as error:
+        except Truncated as error:
             raise self._ended(str(error)) from error
+        except Broken as error:
+            raise self.nonsense(str(error)) from error
         if frame is None:
             raise self._ended("it ended too early")
         self.spoken = True
@@ -137,6 +151,27 @@ class Session:
             raise self.nonsense("it greets in another protocol")
         return str(said.get("kind"))
 
+    def streams_for(self, size: int) -> int:
+        """How many streams ``size`` bytes deserve, by the distance while nothing is under way."""
+        if size < ONE_STREAM_BYTES:
+            return 1
+        return streams_wanted(size, self.round_trip(self._channels.round_trip))
+
+    def round_trip(self, claimed: float) -> float:
+        """Seconds to the far side and back, while nothing else is under way.
+
+        Args:
+            claimed: what the link measured, maybe while it was busy logging in; a near link is
+                taken at its word.
+        """
+        best = claimed
+        for _ in range(_PINGS if claimed >= NEAR_SECONDS else 0):
+            started = time.perf_counter()
+            self.frames.send_json(b"N", None)
+            self.expect(b"n")
+            best = min(best, time.perf_counter() - started)
+        return best
+
     def close(self) -> None:
         """Let go."""
         self._channel.close()
@@ -148,11 +183,7 @@ class Session:
 
     def nonsense(self, what: str) -> FarSideFailed:
         """The machine does not answer as it should."""
-        return FarSideFailed(
-            f"The machine's end of the transfer cannot be believed: {printable(what)}",
-            machine=self._machine,
-            next="Check what is installed as python3 there; if it persists, end the machine.",
-        )
+        return unbelievable(what, self._machine)
 
     def _refused(self, said: Any) -> FarSideFailed:
         if not isinstance(said, dict):
@@ -207,8 +238,13 @@ class Session:
         try:
             self._channel.write(data if isinstance(data, (bytes, memoryview)) else bytes(data))
         except RemoteError as error:
-            raise LinkBroken(error.message, machine=self._machine, next=error.next) from error
+            raise self._unheard(error) from error
 
-
-Opened = Callable[[bool], Session]
-"""Opens one more session; True: on a link of its own."""
+    def _unheard(self, error: RemoteError) -> RemoteError:
+        """Why it reads no more: it may never have started."""
+        if not self.spoken:
+            try:
+                return self._ended(error.message)
+            except RemoteError:
+                pass  # there is no exit code: the link itself is gone
+        return LinkBroken(error.message, machine=self._machine, next=error.next)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuctl.agent.printable import printable
+from gpuctl.printable import printable
 
 
 @pytest.mark.parametrize(

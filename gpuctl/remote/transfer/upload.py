@@ -1,0 +1,105 @@
+"""Sending a file or a tree, over breaks of the link to its end."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpuctl.errors import UsageError
+from gpuctl.remote.channels import Channels
+from gpuctl.remote.connection import Progress, Transferred
+from gpuctl.remote.selection import File, Selection, select
+from gpuctl.remote.transfer.crew import carried_on
+from gpuctl.remote.transfer.pace import Meter, Pace
+from gpuctl.remote.transfer.planning import MAX_STREAMS
+from gpuctl.remote.transfer.push import Push
+from gpuctl.remote.transfer.session import NoPython
+
+if TYPE_CHECKING:
+    from paramiko import SFTPClient
+
+
+def upload(
+    channels: Channels,
+    source: Path,
+    target: str,
+    *,
+    progress: Progress | None = None,
+    checksum: bool = False,
+    rate: float | None = None,
+    streams: int = MAX_STREAMS,
+    machine: str | None = None,
+    sftp: Callable[[], SFTPClient] | None = None,
+) -> Transferred:
+    """Send a file or a tree; see `gpuctl.remote.connection.Connection.put`.
+
+    Args:
+        channels: the way to the machine.
+        source: a file or a folder; a folder honours .gitignore and .gpuctlignore.
+        target: where to, absolute or relative to the login's folder.
+        progress: called with bytes done and bytes in all.
+        checksum: compare content, not size and time of change.
+        rate: bytes a second at most, all streams together.
+        streams: at most so many.
+        machine: its name, for what goes wrong.
+        sftp: opens a plain SFTP session, for a machine without python3 (content is not compared
+            then, and there is one stream).
+
+    Raises:
+        UsageError: the source cannot be read.
+        NoPython: the machine has no python3, and there is no ``sftp``.
+        RemoteError: it cannot be written there, or the link broke again and again.
+    """
+    selection, name = selected(source)
+    meter, pace = Meter(progress), Pace(rate)
+
+    def attempt() -> Transferred:
+        return Push(
+            channels,
+            source,
+            selection,
+            target,
+            meter=meter.restarted(),
+            pace=pace,
+            name=name,
+            checksum=checksum,
+            streams=streams,
+            machine=machine,
+        ).run()
+
+    def plain(open_session: Callable[[], SFTPClient]) -> Transferred:
+        from gpuctl.remote.transfer.sftp import Sftp
+
+        with open_session() as client:
+            transfer = Sftp(client, meter=meter.restarted(), pace=pace, machine=machine)
+            return transfer.push(source, selection, target, name=name)
+
+    try:
+        return carried_on(attempt, lambda: meter.moved)
+    except NoPython:
+        if sftp is None:
+            raise
+        opening = sftp
+        return carried_on(lambda: plain(opening), lambda: meter.moved)
+
+
+def selected(source: Path) -> tuple[Selection, str | None]:
+    """What of ``source`` is sent, and its name when it is one file.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        state = source.stat()
+    except OSError as error:
+        raise UsageError(
+            f"{source} cannot be read: {error.strerror}", next="Correct the path."
+        ) from error
+    if stat.S_ISDIR(state.st_mode):
+        return select(source), None
+    if not stat.S_ISREG(state.st_mode):
+        raise UsageError(f"{source} is neither a file nor a folder", next="Correct the path.")
+    file = File("", state.st_size, state.st_mtime_ns, stat.S_IMODE(state.st_mode))
+    return Selection([file], [], []), source.name
