@@ -116,6 +116,17 @@ say "installing gpuctl$extras into .venv (takes a minute the first time)"
     --editable ".$extras" ||
     die "pip could not install gpuctl$extras, see above. It needs the network; run make again."
 
+# The tests of the SSH transport want a real sshd, and skip with a word where there is none.
+# sshd lives in sbin, which is on root's PATH only.
+if [ "$what" = dev ] && ! PATH="$PATH:/usr/sbin:/sbin" command -v sshd >/dev/null 2>&1; then
+    if is_root && has_apt; then
+        apt_install openssh-server openssh-client ||
+            say "apt-get could not install openssh-server; the tests that need sshd are skipped"
+    elif has_apt; then
+        say "the tests of SSH are skipped. For them: sudo apt-get install openssh-server"
+    fi
+fi
+
 # Last, so that whatever broke before is tried again. `dev` holds everything that `run` needs.
 key >".venv/.gpuctl-run"
 if [ "$what" = dev ]; then key >".venv/.gpuctl-dev"; fi

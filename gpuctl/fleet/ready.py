@@ -140,7 +140,7 @@ def _answering(
         check()
         try:
             assert machine.access is not None
-            connection = connect(machine.access)
+            connection = connect(machine.access, machine=machine.name, home=fleet.home.path)
             done = connection.run(["true"], timeout=_COMMAND_TIMEOUT_SECONDS)
             if done.exit_code == 0:
                 return connection

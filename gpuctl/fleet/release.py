@@ -75,6 +75,11 @@ def release(
     receipt = _receipt(provider, row, provider_id, proof)
     trouble = _note_gone(fleet, receipt) or trouble
     if trouble:
+        trouble.message = (
+            f"{row.name} is gone, confirmed {len(receipt.confirmed_by)} times, and costs nothing "
+            f"any more; but {trouble.message}"
+        )
+        trouble.machine = row.name
         raise trouble
     return receipt
 

@@ -7,7 +7,6 @@ is ever sent twice: when its link breaks, nobody knows how far it came.
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuctl.errors import RemoteError, UsageError
+from gpuctl.printable import printable
 from gpuctl.remote.connection import Completed, Progress, Transferred
 from gpuctl.remote.keys import key_file
 from gpuctl.remote.known_hosts import KnownHost
@@ -386,5 +386,5 @@ class SshChannels:
 
 
 def _said(stderr: bytes) -> str:
-    text = re.sub(r"[^\x20-\x7e\u00a0-\uffff]+", " ", stderr[-1000:].decode(errors="replace"))
-    return f": {text.strip()}" if text.strip() else ""
+    text = printable(stderr[-1000:].decode(errors="replace")).strip().replace("\n", " ")
+    return f": {text}" if text else ""

@@ -18,6 +18,7 @@ from paramiko.ssh_exception import (
 )
 
 from gpuctl.errors import RemoteError
+from gpuctl.printable import printable
 from gpuctl.remote.keys import key_file, own_key_files
 from gpuctl.remote.known_hosts import HostKey, KnownHost
 from gpuctl.remote.ssh_transport import SshTransport, check_paramiko
@@ -195,7 +196,7 @@ def _shake_hands(
     else:
         why = str(error) if error and str(error) else "it hung up"
     raise Unreachable(
-        f"{_at(address)} answers, but not as an SSH server should: {_printable(why)}",
+        f"{_at(address)} answers, but not as an SSH server should: {printable(why)[:200]}",
         machine=machine,
         next="It may still be starting; or something else listens on that port.",
     ) from error
@@ -218,19 +219,20 @@ def _authenticate(
         try:
             more = transport.auth_publickey(address.user, key)
         except BadAuthenticationType as error:
-            accepted = ", ".join(_printable(one) for one in error.allowed_types) or "nothing"
+            accepted = ", ".join(printable(one)[:200] for one in error.allowed_types) or "nothing"
             raise _refused(
                 address, machine, f"it takes no keys; it takes only: {accepted}"
             ) from error
         except AuthenticationException as error:
             if not transport.is_active():
                 raise _refused(
-                    address, machine, f"it hung up over {name} ({_printable(str(error))})"
+                    address, machine, f"it hung up over {name} ({printable(str(error))[:200]})"
                 ) from error
             continue
         except (SSHException, EOFError) as error:
+            why = printable(str(error))[:200] or "no word"
             raise Unreachable(
-                f"{_at(address)} hung up during the login: {_printable(str(error)) or 'no word'}",
+                f"{_at(address)} hung up during the login: {why}",
                 machine=machine,
                 next="Try again; its log says why.",
             ) from error
@@ -255,8 +257,3 @@ def _at(address: SshAccess) -> str:
 
 def _words(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
-
-
-def _printable(text: str) -> str:
-    """What a machine said, without what could move a terminal's cursor."""
-    return "".join(one if one.isprintable() else "?" for one in text)[:200]

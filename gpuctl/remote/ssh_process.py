@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from gpuctl.errors import RemoteError
+from gpuctl.printable import printable
 from gpuctl.remote.ssh_channel import Broken, Refused
 from gpuctl.remote.ssh_command import SshCommand
 
@@ -231,5 +232,4 @@ class SshByteChannel:
 def _said(command: SshCommand) -> str:
     """The end of a command's stderr, for an error."""
     text = command.channel.stderr()[-1000:].decode(errors="replace").strip()
-    plain = "".join(one if one.isprintable() or one == "\n" else "?" for one in text)
-    return f"; it said: {plain}" if plain else ""
+    return f"; it said: {printable(text)}" if text else ""

@@ -114,7 +114,10 @@ class Controller:
             self._hand_over()
             raise
         finally:
-            work.journal.close()
+            try:
+                work.journal.close()
+            except OSError as trouble:
+                work.report.warn(f"{work.journal.path} is not complete: {trouble.strerror}")
         return RunEnd(work.row(), tuple(self._receipts), error)
 
     def _take_charge(self) -> None:
@@ -140,22 +143,32 @@ class Controller:
             error = self._attempts()
         except GpuctlError as failed:
             error = failed
-            self._close_open_attempt(failed)
         except SecondSignal:
             raise  # leave at once: releasing is what somebody no longer wants to wait for
         except BaseException:
             self._release_rest()
             raise
         released = self._release_rest()
-        if isinstance(error, Interrupted):
-            self._state("cancelled", error.message)
-        elif error is not None and self._work.row().state not in TERMINAL:
-            self._state("failed", error.message)
+        if error is not None:
+            self._note_end(error)
         if error is not None and self._spared is not None:
             error.machine, error.may_bill = self._spared, True
             error.next = " ".join(filter(None, (error.next, how_to_look(self._spared))))
         # What may still bill matters more than why the job ended.
         return released if released is not None and released.may_bill else error or released
+
+    def _note_end(self, error: GpuctlError) -> None:
+        """Write down that the run has ended by an error; a ledger that is full keeps no run."""
+        try:
+            if not isinstance(error, LedgerError):
+                # Else the attempt stays open: how it ended is in the store, for the next one.
+                self._close_open_attempt(error)
+            if isinstance(error, Interrupted):
+                self._state("cancelled", error.message)
+            elif self._work.row().state not in TERMINAL:
+                self._state("failed", error.message)
+        except LedgerError as trouble:
+            self._work.report.warn(trouble.message)
 
     def _attempts(self) -> GpuctlError | None:
         work = self._work

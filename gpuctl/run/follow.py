@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, TypeAlias
 
-from gpuctl.agent.client import Beat, JobState, LogLine, StateUpdate, SyncState
-from gpuctl.errors import GpuctlError, RemoteError
+from gpuctl.agent.client import Beat, CheckpointState, JobState, LogLine, StateUpdate, SyncState
+from gpuctl.errors import GpuctlError, LedgerError, RemoteError
 from gpuctl.printable import printable
 from gpuctl.run.caps import TERM_GRACE_SECONDS
 from gpuctl.run.checkpoints import known_checkpoints, note_checkpoint, prune_checkpoints
@@ -123,7 +125,11 @@ class Follower:
         before = self._state.phase if self._state else None
         self._state = job
         if job.phase == "running" and before != "running":
-            self._work.fleet.ledger.record("run_state", run=self._work.run_id, state="running")
+            self._record(
+                lambda: self._work.fleet.ledger.record(
+                    "run_state", run=self._work.run_id, state="running"
+                )
+            )
             self._work.report.step("the job runs")
         if job.notice is not None and "notice" not in self._said:
             self._said.add("notice")
@@ -135,10 +141,24 @@ class Follower:
             self._warn_once(f"not taken as a checkpoint: {printable(skipped.name)}: {skipped.why}")
         for checkpoint in job.checkpoints:
             if checkpoint.shipped and checkpoint.seq not in self._shipped:
-                self._shipped.add(checkpoint.seq)
-                note_checkpoint(self._work, self._live.number, checkpoint)
-                self._work.report.step(f"checkpoint {printable(checkpoint.name)} is safe")
-                prune_checkpoints(self._work, self._warn_once)
+                self._record(partial(self._note_shipped, checkpoint))
+
+    def _note_shipped(self, checkpoint: CheckpointState) -> None:
+        note_checkpoint(self._work, self._live.number, checkpoint)
+        self._shipped.add(checkpoint.seq)
+        self._work.report.step(f"checkpoint {printable(checkpoint.name)} is safe")
+        prune_checkpoints(self._work, self._warn_once)
+
+    def _record(self, write: Callable[[], object]) -> None:
+        """Write what the machine and the store know too: without it the job need not end.
+
+        What could not be written is tried again when the state changes. The lease is another
+        matter: where it cannot be renewed, the machine ends with it.
+        """
+        try:
+            write()
+        except LedgerError as error:
+            self._warn_once(error.message)
 
     def _note_sync(self, sync: SyncState) -> None:
         if sync.ok == self._sync_ok:

@@ -18,6 +18,7 @@ import time
 from typing import Any, BinaryIO, Dict, List, Tuple
 
 from gpuctl.remote.transfer.framing import (
+    BEAT,
     PROTOCOL,
     Broken,
     Data,
@@ -57,7 +58,7 @@ class FarSide:
         self._signer: Any = None
         self._handlers = {
             b"H": self._hello,
-            b"N": lambda _: self._frames.send_json(b"n", None),
+            b"N": lambda _: self._beat(),
             b"M": lambda said: self._receiver.folders(said),
             b"C": self._compare,
             b"O": self._open,
@@ -113,6 +114,9 @@ class FarSide:
         self._frames.send_json(b"e", said)
 
     # ------------------------------------------------------------------ both ways
+
+    def _beat(self) -> None:
+        self._frames.send_json(BEAT, None)
 
     def _hello(self, said: Any) -> None:
         root, name = os.path.expanduser(said["root"]), said.get("name")
@@ -172,12 +176,13 @@ class FarSide:
             digest = None
             if state is not None and here == size:
                 if said["checksum"]:
-                    digest = file_digest(place)
+                    digest = file_digest(place, self._beat)
                 elif state.st_mtime_ns == mtime_ns:
                     if stat.S_IMODE(state.st_mode) != mode:
                         os.chmod(place, mode)
                     continue
-            differing.append([index, here, bool(large) and self._left(path, drafts), digest])
+            left = self._left(path, drafts)  # also sweeps the folder
+            differing.append([index, here, bool(large) and left, digest])
         self._frames.send_json(b"c", {"first": said["first"], "differing": differing})
 
     def _left(self, path: str, drafts: Dict[str, List[str]]) -> bool:
@@ -195,7 +200,7 @@ class FarSide:
 
     def _copy(self, said: Any) -> None:
         handle, before = self._bases[said["id"]]
-        self._receiver.copy(said["id"], handle, said["ranges"])
+        self._receiver.copy(said["id"], handle, said["ranges"], self._beat)
         after = os.fstat(handle)
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise Broken("%s was changed there by somebody else meanwhile" % said["path"])
@@ -224,7 +229,8 @@ class FarSide:
 
     def _digests(self, said: Any) -> None:
         found = [
-            file_digest(os.path.join(self._root, path) if path else self._root) for path in said
+            file_digest(os.path.join(self._root, path) if path else self._root, self._beat)
+            for path in said
         ]
         self._frames.send_json(b"x", found)
 

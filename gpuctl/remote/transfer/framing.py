@@ -17,6 +17,7 @@ HEADER = struct.Struct(">BI")  # kind, length of the payload
 PIECE = struct.Struct(">IQIIB")  # file, offset, length, crc32 (both of the plain bytes), codec
 ACK = struct.Struct(">IQQI")  # file, offset of the part, bytes, crc32 over its pieces
 BUNDLE = struct.Struct(">IB")  # length of the JSON table when unpacked, codec
+BEAT = b"n"  # answers a ping; also sent unasked during long work, so that it is not silent
 MAX_FRAME = 16 << 20
 MAX_JSON = 64 << 20
 PIECE_BYTES = 512 << 10

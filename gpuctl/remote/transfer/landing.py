@@ -11,7 +11,7 @@ import os
 import stat
 import struct
 import zlib
-from typing import Any, Dict, List, Set, Tuple
+from typing import Any, Callable, Dict, List, Set, Tuple
 
 from gpuctl.remote.transfer.framing import (
     BUNDLE,
@@ -22,7 +22,7 @@ from gpuctl.remote.transfer.framing import (
     parse_json,
     unpack,
 )
-from gpuctl.remote.transfer.reading import open_plain
+from gpuctl.remote.transfer.reading import BEAT_EVERY, open_plain
 
 DRAFT_MARK = ".gpuctl-part-"
 
@@ -196,15 +196,26 @@ class Receiver:
         self.write(number, plain, offset)
         return number, offset, length, crc
 
-    def copy(self, number: int, source: int, ranges: List[List[int]]) -> None:
+    def copy(
+        self,
+        number: int,
+        source: int,
+        ranges: List[List[int]],
+        beat: Callable[[], None] | None = None,
+    ) -> None:
         """Copy parts of an older version ([from, to, length]) into a draft."""
         handle = self._open[number][1]
+        silent = 0
         for start, to, length in ranges:
             while length:
                 done = _copy_range(source, handle, min(length, 8 << 20), start, to)
                 if not done:
                     raise Broken("the older version changed while it was copied")
                 start, to, length = start + done, to + done, length - done
+                silent += done
+                if beat and silent > BEAT_EVERY << 20:
+                    beat()
+                    silent = 0
 
     def discard(self) -> None:
         """Close and remove every open draft."""

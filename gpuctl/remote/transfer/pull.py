@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpuctl.printable import printable
 from gpuctl.errors import RemoteError, UsageError
+from gpuctl.printable import printable
 from gpuctl.remote.channels import Channels
 from gpuctl.remote.connection import Transferred
 from gpuctl.remote.selection import File, Folder, Link

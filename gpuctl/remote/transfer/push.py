@@ -18,7 +18,7 @@ from gpuctl.remote.selection import File, Selection
 from gpuctl.remote.transfer import planning
 from gpuctl.remote.transfer.crew import Crew, Jobs
 from gpuctl.remote.transfer.delta import Found, Matcher, gaps, joined
-from gpuctl.remote.transfer.framing import ACK, Broken, Packing, Tally, parse_json
+from gpuctl.remote.transfer.framing import ACK, BEAT, Broken, Packing, Tally, parse_json
 from gpuctl.remote.transfer.pace import Meter, Pace
 from gpuctl.remote.transfer.planning import Differing
 from gpuctl.remote.transfer.reading import (
@@ -381,7 +381,7 @@ class Push:
                     files, size = parse_json(payload)
                     self._said_all(int(files), int(size))
                     return
-                elif kind != b"b":
+                elif kind not in (b"b", BEAT):
                     raise Broken(f"an unknown frame {kind!r}")
             except (Broken, IndexError, TypeError, ValueError, struct.error) as error:
                 raise session.nonsense(str(error)) from error

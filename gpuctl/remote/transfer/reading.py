@@ -13,12 +13,13 @@ import stat
 import struct
 import time
 import zlib
-from typing import Any, Iterator, List, Tuple
+from typing import Any, Callable, Iterator, List, Tuple
 
 from gpuctl.remote.transfer.framing import BUNDLE, PIECE, PIECE_BYTES, Frames, Packing
 
 DIGEST = 16  # bytes of SHA-256 that stand for a block
 ANCHOR = 16  # the first bytes of a block, by which a moved one is found again
+BEAT_EVERY = 64  # MiB of silent work
 
 
 def open_plain(path: str) -> int:
@@ -118,15 +119,18 @@ def signatures(handle: int, block: int) -> Iterator[bytes]:
             return
 
 
-def file_digest(path: str) -> str:
-    """SHA-256 of a file, in hexadecimal. Raises OSError."""
+def file_digest(path: str, beat: Callable[[], None] | None = None) -> str:
+    """SHA-256 of a file, in hexadecimal; ``beat`` is called now and then. Raises OSError."""
     handle = open_plain(path)
     try:
-        digest = hashlib.sha256()
+        digest, read = hashlib.sha256(), 0
         while True:
             data = os.read(handle, 1 << 20)
             if not data:
                 return digest.hexdigest()
             digest.update(data)
+            read += 1
+            if beat and read % BEAT_EVERY == 0:
+                beat()
     finally:
         os.close(handle)

@@ -12,10 +12,18 @@ import zlib
 from functools import cache
 from typing import Any
 
-from gpuctl.printable import printable
 from gpuctl.errors import RemoteError
+from gpuctl.printable import printable
 from gpuctl.remote.channels import ByteChannel, Channels
-from gpuctl.remote.transfer.framing import PROTOCOL, Broken, Data, Frames, Truncated, parse_json
+from gpuctl.remote.transfer.framing import (
+    BEAT,
+    PROTOCOL,
+    Broken,
+    Data,
+    Frames,
+    Truncated,
+    parse_json,
+)
 from gpuctl.remote.transfer.planning import NEAR_SECONDS, ONE_STREAM_BYTES, streams_wanted
 
 _PACKAGE = "gpuctl.remote.transfer"
@@ -137,6 +145,8 @@ class Session:
     def expect(self, kind: bytes) -> Any:
         """The value of the next frame, which must be JSON of this kind. Raises as `receive`."""
         got, payload = self.receive()
+        while got == BEAT and kind != BEAT:
+            got, payload = self.receive()
         if got != kind:
             raise self.nonsense(f"{got!r} came where {kind!r} should")
         try:
@@ -168,7 +178,7 @@ class Session:
         for _ in range(_PINGS if claimed >= NEAR_SECONDS else 0):
             started = time.perf_counter()
             self.frames.send_json(b"N", None)
-            self.expect(b"n")
+            self.expect(BEAT)
             best = min(best, time.perf_counter() - started)
         return best
 
@@ -202,7 +212,10 @@ class Session:
     def _ended(self, why: str) -> RemoteError:
         if self.spoken:
             return LinkBroken(f"The transfer broke off: {why}", machine=self._machine)
-        code = self._channel.exit_code(_EXIT_SECONDS)
+        try:
+            code = self._channel.exit_code(_EXIT_SECONDS)
+        except RemoteError as error:  # the link itself is gone
+            return LinkBroken(error.message, machine=self._machine, next=error.next)
         said = printable(self._channel.stderr_tail().decode(errors="replace")).strip()[-300:]
         if code in _NO_PYTHON:
             return NoPython(
@@ -238,13 +251,4 @@ class Session:
         try:
             self._channel.write(data if isinstance(data, (bytes, memoryview)) else bytes(data))
         except RemoteError as error:
-            raise self._unheard(error) from error
-
-    def _unheard(self, error: RemoteError) -> RemoteError:
-        """Why it reads no more: it may never have started."""
-        if not self.spoken:
-            try:
-                return self._ended(error.message)
-            except RemoteError:
-                pass  # there is no exit code: the link itself is gone
-        return LinkBroken(error.message, machine=self._machine, next=error.next)
+            raise self._ended(error.message) from error

@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpuctl.printable import printable
 from gpuctl.errors import RemoteError, UsageError
+from gpuctl.printable import printable
 from gpuctl.remote.connection import Transferred
 from gpuctl.remote.selection import File, Folder, Link, Selection
 from gpuctl.remote.transfer import planning

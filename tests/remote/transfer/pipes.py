@@ -24,6 +24,12 @@ def _pwrite(handle, data, offset):
     return _real(handle, data, offset)
 os.pwrite = _pwrite
 """
+READ_ONLY = """
+import errno, os
+def _makedirs(path, **_):
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+os.makedirs = _makedirs
+"""
 DEAF = """
 import sys, time
 sys.stdin.buffer.read(100_000)
