@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
@@ -115,6 +116,9 @@ class Watchdog:
             self._later(row, error.message)
         except ProviderError as error:
             self._later(row, str(error))
+        except Exception as error:
+            # A mistake in a provider, or a system that refuses: the others are attended to.
+            self._later(row, f"{type(error).__name__}: {error}")
 
     def _attend(self, row: MachineRow) -> None:
         if self.fleet.clock.monotonic() < self._not_before.get(row.name, 0):
@@ -262,8 +266,9 @@ def _lock(path: Path, keeper: Keeper) -> IO[bytes] | None:
 
 def _write_line(line: str) -> None:
     stamp = datetime.now().astimezone().isoformat(timespec="seconds")
-    sys.stdout.write(f"{stamp} {line}\n")
-    sys.stdout.flush()
+    with suppress(OSError):  # a disk that is full of what bills must not stop who ends it
+        sys.stdout.write(f"{stamp} {line}\n")
+        sys.stdout.flush()
 
 
 def guard_home(home: Home, clock: Clock, environ: Mapping[str, str]) -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from gpuctl.errors import GpuctlError
@@ -56,8 +57,9 @@ class _LogReporter:
     def step(self, text: str) -> None:
         """Write one line."""
         stamp = datetime.now(UTC).isoformat(timespec="seconds")
-        sys.stdout.write(f"{stamp} {text}\n")
-        sys.stdout.flush()
+        with suppress(OSError):  # a full disk must not end a run that could go on
+            sys.stdout.write(f"{stamp} {text}\n")
+            sys.stdout.flush()
 
     def warn(self, text: str) -> None:
         """Write one line that stands out."""

@@ -22,14 +22,14 @@ resources: {disk: 100MB}
 run: |
   start=1
   if [ -n "$GPUCTL_RESUME_FROM" ]; then start=$(( $(cat "$GPUCTL_RESUME_FROM") + 1 )); fi
-  for i in $(seq $start 60); do
+  for i in $(seq $start 30); do
     echo "step $i"
     echo $i > "$GPUCTL_CHECKPOINT_DIR/.s"
     mv "$GPUCTL_CHECKPOINT_DIR/.s" "$GPUCTL_CHECKPOINT_DIR/step-$i"
     sleep 0.2
   done
   mkdir -p out
-  echo "60 from attempt $GPUCTL_ATTEMPT" > out/result.txt
+  echo "30 from attempt $GPUCTL_ATTEMPT" > out/result.txt
 outputs: [{from: out, to: ./artifacts}]
 """
 # Each checkpoint is there twice until it is pruned: on the machine and in the store.
@@ -84,6 +84,7 @@ def fill(folder: Path) -> None:
             pass
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_for_longer_than_the_lease(small: Rehearsal) -> None:
     spec = small.write_spec(COUNTS)
     process = small.start("run", spec, *RUN, "--json", "--lease", "6s")
@@ -105,7 +106,7 @@ def test_a_disk_that_is_full_for_longer_than_the_lease(small: Rehearsal) -> None
     assert code == 0, err
     assert [one["outcome"] for one in document["run"]["attempts"]] == ["lost", "completed"]
     assert "restored checkpoint step-" in err
-    assert (small.folder / "job/artifacts/result.txt").read_text() == "60 from attempt 2\n"
+    assert (small.folder / "job/artifacts/result.txt").read_text() == "30 from attempt 2\n"
     nothing_bills(small)
 
 
@@ -123,8 +124,8 @@ def test_a_disk_that_is_full_for_a_moment(small: Rehearsal) -> None:
     # What could not be noted then was noted later.
     noted = [event.facts["name"] for event in small.events() if event.kind == "checkpoint"]
     assert sorted(noted, key=lambda name: int(name[5:])) == noted
-    assert noted[-1] == "step-60"
-    assert (small.folder / "job/artifacts/result.txt").read_text() == "60 from attempt 1\n"
+    assert noted[-1] == "step-30"
+    assert (small.folder / "job/artifacts/result.txt").read_text() == "30 from attempt 1\n"
     nothing_bills(small)
 
 
