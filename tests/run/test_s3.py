@@ -246,7 +246,7 @@ def test_a_cap_and_a_dead_store(rehearsal: Rehearsal, endpoint: Endpoint) -> Non
 run: |
   mkdir -p out
   i=0; while true; do
-    i=$((i + 1)); echo $i > out/steps
+    i=$((i + 1)); echo $i > .steps; mv .steps out/steps
     echo $i > "$GPUCTL_CHECKPOINT_DIR/.s"
     mv "$GPUCTL_CHECKPOINT_DIR/.s" "$GPUCTL_CHECKPOINT_DIR/step-$i"
     sleep 0.2
