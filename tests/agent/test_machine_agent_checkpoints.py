@@ -233,10 +233,12 @@ def last(*_):
     (ckpt / "epoch-2").write_text("from the handler")
     sys.exit(143)
 signal.signal(signal.SIGTERM, last)
+half = open(ckpt / "epoch-1", "w")
 while True:
-    (ckpt / "epoch-1").write_text("half of wh")
+    half.write("half of wh")
+    half.flush()
     print("halfway")
-    time.sleep(0.05)
+    time.sleep(0.2)
 """,
             settle_seconds=1,
         )

@@ -34,7 +34,7 @@ MOMENTS = [
     "destroy_accepted",
     "gone",
 ]
-FAST = {"intended", "created", "run_state:running", "destroy_asked"}
+FAST = {"intended", "run_state:running", "destroy_asked"}
 
 
 def ended_by_reap(rehearsal: Rehearsal) -> None:

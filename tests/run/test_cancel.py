@@ -96,6 +96,7 @@ def test_a_run_whose_controller_was_killed(rehearsal: Rehearsal, detached: bool)
     assert (rehearsal.folder / "job" / "artifacts" / "half.txt").exists()
 
 
+@pytest.mark.slow
 def test_a_run_whose_machine_is_gone_too(rehearsal: Rehearsal) -> None:
     process = rehearsal.start("run", rehearsal.write_spec(SAVES), *RUN, "--lease", "5s")
     assert until(lambda: working(rehearsal), 30)

@@ -174,6 +174,7 @@ def test_resume_picks_up_what_still_runs(rehearsal: Rehearsal) -> None:
     nothing_bills(rehearsal)
 
 
+@pytest.mark.slow
 def test_an_output_that_the_store_lost_is_made_again(rehearsal: Rehearsal) -> None:
     run_id = detached(rehearsal)
     assert until(lambda: "checkpoint" in rehearsal.kinds(), 20)
@@ -189,6 +190,7 @@ def test_an_output_that_the_store_lost_is_made_again(rehearsal: Rehearsal) -> No
     nothing_bills(rehearsal)
 
 
+@pytest.mark.slow
 def test_a_run_can_be_detached_later(rehearsal: Rehearsal) -> None:
     spec = rehearsal.write_spec(COUNTS.format(steps=30, code=0))
     process = rehearsal.start("run", spec, "--provider", "local", "--yes", "--lease", LEASE)

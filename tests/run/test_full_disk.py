@@ -110,6 +110,7 @@ def test_a_disk_that_is_full_for_longer_than_the_lease(small: Rehearsal) -> None
     nothing_bills(small)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_for_a_moment(small: Rehearsal) -> None:
     process = small.start("run", small.write_spec(COUNTS), *RUN, "--json")
     assert until(lambda: small.kinds().count("checkpoint") >= 3, 30)

@@ -83,6 +83,7 @@ def test_a_job_that_succeeds_leaves_nothing(rehearsal: Rehearsal) -> None:
     nothing_bills(rehearsal)
 
 
+@pytest.mark.slow
 def test_a_hold_does_not_outlast_the_caps(rehearsal: Rehearsal) -> None:
     ended = run(rehearsal, f"{FAILING}budget: {{max_duration: 5s}}\n", "--keep-failed", "1h")
     assert (ended.code, ended.outcomes) == (1, ["failed"]), ended.err

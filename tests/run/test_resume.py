@@ -137,6 +137,7 @@ def test_within_the_lease_the_job_is_picked_up_and_no_line_is_lost(rehearsal: Re
     nothing_bills(rehearsal)
 
 
+@pytest.mark.slow
 def test_after_the_lease_the_next_attempt_starts_from_the_last_checkpoint(
     rehearsal: Rehearsal,
 ) -> None:
@@ -157,6 +158,7 @@ def test_after_the_lease_the_next_attempt_starts_from_the_last_checkpoint(
 
 
 @pytest.mark.parametrize("by", ["resume", "resume --detach"])
+@pytest.mark.slow
 def test_only_one_of_two_who_resume_at_once_gets_it(rehearsal: Rehearsal, by: str) -> None:
     process = rehearsal.start("run", rehearsal.write_spec(counts(60)), *RUN)
     killed_after(rehearsal, process, 2)

@@ -231,6 +231,7 @@ def test_the_result_comes_from_the_machine_when_the_store_is_dead(
     all_released(rehearsal, ended)
 
 
+@pytest.mark.slow
 def test_a_failed_job_and_a_dead_store(rehearsal: Rehearsal, endpoint: Endpoint) -> None:
     ended = dead_at_the_end(rehearsal, endpoint, 3)
     assert (ended.code, ended.run["state"], ended.run["exit_code"]) == (1, "failed", 3), ended.err
@@ -239,6 +240,7 @@ def test_a_failed_job_and_a_dead_store(rehearsal: Rehearsal, endpoint: Endpoint)
     all_released(rehearsal, ended)
 
 
+@pytest.mark.slow
 def test_a_cap_and_a_dead_store(rehearsal: Rehearsal, endpoint: Endpoint) -> None:
     """The machine does not spend on waiting for the store what the download needs."""
     use(rehearsal, f"http://127.0.0.1:{endpoint.port}")
@@ -267,6 +269,7 @@ budget: {max_duration: 12s}
     all_released(rehearsal, ended)
 
 
+@pytest.mark.slow
 def test_an_interruption_while_the_store_is_dead(rehearsal: Rehearsal, endpoint: Endpoint) -> None:
     use(rehearsal, f"http://127.0.0.1:{endpoint.port}")
     path = rehearsal.write_spec(COUNT + STORE)

@@ -10,6 +10,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.faults.rehearsal import Rehearsal
 from tests.run.whole_run import nothing_bills
 from tests.waiting import until
@@ -97,6 +99,7 @@ def test_a_ledger_that_is_locked_for_a_while_is_waited_for(rehearsal: Rehearsal)
     nothing_bills(rehearsal)
 
 
+@pytest.mark.slow
 def test_a_controller_that_sleeps_past_its_lease_recovers_and_never_resurrects(
     rehearsal: Rehearsal,
 ) -> None:
