@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
-from gpuctl.errors import GpuctlError
 from gpuctl.fleet.context import Fleet
-from gpuctl.fleet.reap import Trouble
+from gpuctl.fleet.reap import Trouble, list_each
 from gpuctl.ledger import MachineRow
-from providers.base import Machine, ProviderError, State
+from providers.base import Machine, State
 
 NOT_LISTED = "not listed"
 
@@ -22,20 +20,8 @@ def observe(fleet: Fleet) -> list[Trouble]:
     """
     rows = fleet.ledger.machines(open_only=True)
     asked = sorted({row.provider for row in rows})
-    errors: list[Trouble] = []
-    if not asked:
-        return errors
-    with ThreadPoolExecutor(max_workers=len(asked)) as pool:
-        futures = {name: pool.submit(_listed, fleet, name) for name in asked}
-    for name, future in futures.items():
-        try:
-            machines = future.result()
-        except ProviderError as error:
-            errors.append(Trouble(name, error.kind, str(error)))
-            continue
-        except GpuctlError as error:
-            errors.append(Trouble(name, error.kind, error.message))
-            continue
+    listed, errors = list_each(fleet, asked)
+    for name, machines in listed.items():
         for row in rows:
             if row.provider == name:
                 _note(fleet, row, machines)
@@ -48,10 +34,6 @@ def observed(row: MachineRow, machines: Sequence[Machine]) -> tuple[State, str]:
         if machine.name == row.name or machine.provider_id == row.provider_id:
             return machine.state, machine.status
     return State.UNKNOWN, NOT_LISTED
-
-
-def _listed(fleet: Fleet, name: str) -> Sequence[Machine]:
-    return fleet.provider(name).list()
 
 
 def _note(fleet: Fleet, row: MachineRow, machines: Sequence[Machine]) -> None:

@@ -115,23 +115,13 @@ def survey(
     names = list(asked) if asked is not None else fleet.asked_providers()
     rows = {row.name: row for row in fleet.ledger.machines()}
     seen: list[Seen] = []
-    errors: list[Trouble] = []
     answered: set[str] = set()
-    if not names:
-        return seen, errors, answered
-    with ThreadPoolExecutor(max_workers=len(names)) as pool:
-        futures = {name: pool.submit(_listed, fleet, name) for name in names}
-    for name, future in futures.items():
-        try:
-            machines = future.result()
-        except ProviderError as error:
-            errors.append(Trouble(name, error.kind, str(error)))
-            continue
-        except GpuctlError as error:
-            errors.append(Trouble(name, error.kind, error.message))
-            continue
+    listed, errors = list_each(fleet, names)
+    for name, machines in listed.items():
         answered.add(name)
         for machine in machines:
+            if machine.state is State.GONE:
+                continue
             row = rows.get(machine.name)
             verdict = judge(machine, row, fleet.home.owner, fleet.clock.now(), alive)
             seen.append(Seen(machine, row, verdict))
@@ -155,8 +145,28 @@ def reap(fleet: Fleet, *, dry_run: bool = False) -> Reaped:
     return Reaped(tuple(receipts), (), kept, tuple(errors))
 
 
+def list_each(
+    fleet: Fleet, names: Sequence[str]
+) -> tuple[dict[str, Sequence[Machine]], list[Trouble]]:
+    """Ask providers for their machines at once; return what they said, and who did not answer."""
+    listed: dict[str, Sequence[Machine]] = {}
+    errors: list[Trouble] = []
+    if not names:
+        return listed, errors
+    with ThreadPoolExecutor(max_workers=len(names)) as pool:
+        futures = {name: pool.submit(_listed, fleet, name) for name in names}
+    for name, future in futures.items():
+        try:
+            listed[name] = future.result()
+        except ProviderError as error:
+            errors.append(Trouble(name, error.kind, str(error)))
+        except GpuctlError as error:
+            errors.append(Trouble(name, error.kind, error.message))
+    return listed, errors
+
+
 def _listed(fleet: Fleet, name: str) -> Sequence[Machine]:
-    return [m for m in fleet.provider(name).list() if m.state is not State.GONE]
+    return fleet.provider(name).list()
 
 
 def _claimed(fleet: Fleet, one: Seen) -> MachineRow:
