@@ -221,6 +221,12 @@ class SshAccess:
     port: int
     user: str
     host_keys: tuple[str, ...] = ()  # handed over at creation where the cloud allows it
+    identities: tuple[str, ...] = ()  # private key files here to try besides our own
+    proxy: tuple[str, ...] = ()  # argv of a command whose stdin and stdout are the connection
+    folder: str | None = None  # the folder there that is ours, absolute; None = the login's own
+    env: Mapping[str, str] = field(default_factory=dict)  # for every process on the machine
+    path: tuple[str, ...] = ()  # folders there that come first in PATH
+    alternatives: tuple[SshAccess, ...] = ()  # other ways in, tried when this one does not answer
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,9 @@ from pathlib import Path
 from providers import (
     local_hardware,
     local_namespaces,
-    local_processes,
     local_python,
     local_start,
+    processes,
 )
 from providers.base import (
     Ambiguous,
@@ -47,9 +47,9 @@ from providers.base import (
     Want,
 )
 from providers.local_account import ID, Account, Ended, Host, Record, cost, marker, remove_tree
-from providers.local_hardware import LocalGpu, NotReadable
 from providers.local_offers import read_offer_id, rows
-from providers.local_processes import StillAlive
+from providers.nvidia_smi import Gpu, NotReadable
+from providers.processes import StillAlive
 
 _REGION = "here"
 _BOOTING_SECONDS = 15  # a machine without a host process is not expected to get one after that
@@ -299,7 +299,7 @@ class LocalProvider:
         if folder not in self._account.unfinished():
             return
         try:
-            local_processes.end_carriers(marker(folder))
+            processes.end_carriers(marker(folder))
             remove_tree(folder)
         except (StillAlive, OSError) as error:
             raise Ambiguous(f"The folder {folder} could not be removed: {error}.") from error
@@ -360,8 +360,8 @@ def describe(host: Host | None, *, alive: bool, age_seconds: float | None) -> tu
 
 
 def _alive(host: Host | None) -> bool:
-    processes = (host.process, host.init) if host else ()
-    return all(local_processes.is_alive(process) for process in processes if process)
+    keeping = (host.process, host.init) if host else ()
+    return all(processes.is_alive(process) for process in keeping if process)
 
 
 def _gone(ended: Ended) -> Machine:
@@ -412,7 +412,7 @@ def _namespaces_finding(without: str | None) -> Finding:
 
 def _gpu_finding() -> Finding:
     try:
-        cards: tuple[LocalGpu, ...] = local_hardware.local_gpus()
+        cards: tuple[Gpu, ...] = local_hardware.local_gpus()
     except NotReadable as error:
         return Finding("gpus", False, str(error))
     return Finding("gpus", True, ", ".join(card.name for card in cards) or "no NVIDIA GPU here")

@@ -25,9 +25,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import IO, Any
 
-from providers import local_namespaces, local_processes
+from providers import local_namespaces, processes
 from providers.base import Mark, Rehearsal
-from providers.local_processes import ProcessId
+from providers.processes import ProcessId
 
 ID = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}$")  # also a folder's name, so nothing that climbs
 _CENT_FRACTION = Decimal("0.000001")
@@ -175,8 +175,8 @@ class Account:
         host = self.host(machine_id)
         for process in (host.process, host.init) if host else ():
             if process and process.pid not in spare:
-                local_processes.end_process(process)
-        local_processes.end_carriers(marker(folder), spare=spare)
+                processes.end_process(process)
+        processes.end_carriers(marker(folder), spare=spare)
         record = self.record(machine_id) or record
         try:
             self._close(machine_id, reason, record)

@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from providers import local_namespaces, local_processes
+from providers import local_namespaces, processes
 from providers.base import Rehearsal
 from providers.local_account import Account, Host, host_to_json, write_whole
 from providers.local_namespaces import NotPossible
@@ -147,9 +147,9 @@ def _keep(folder: Path, starter: socket.socket, *, namespaces: bool, why: str) -
     _send(starter, {"init": init, "own_users": own_users})
     if "go" not in _receive(starter):
         return  # pid 1 dies with this process
-    itself, inside = local_processes.identify(os.getpid()), None
+    itself, inside = processes.identify(os.getpid()), None
     if init:
-        inside = local_processes.identify(init)
+        inside = processes.identify(init)
     if itself is None or (init and inside is None):
         _send(starter, {"error": "pid 1 of the machine ended while it started"})
         return

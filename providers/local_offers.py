@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from providers import gpus
 from providers.base import InvalidRequest, Offer, Want
-from providers.local_hardware import LocalGpu
+from providers.nvidia_smi import Gpu
 
 _ID = re.compile(r"^local:(?:cpu|(?P<count>[1-9][0-9]*)x(?P<gpu>[^\s:]+))(?::spot)?$")
 
@@ -31,7 +31,7 @@ def read_offer_id(text: str) -> tuple[int, str | None]:
     return int(found["count"] or 0), found["gpu"]
 
 
-def rows(want: Want, computer: Offer, cards: Sequence[LocalGpu]) -> list[Offer]:
+def rows(want: Want, computer: Offer, cards: Sequence[Gpu]) -> list[Offer]:
     """Return what of this computer fits the want.
 
     Args:

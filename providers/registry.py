@@ -17,6 +17,7 @@ ENTRY_POINT_GROUP = "gpuctl.providers"
 
 BUILT_IN: Mapping[str, str] = {
     "local": "providers.local:LocalProvider",
+    "ssh": "providers.ssh:SshProvider",
 }
 """Name -> "module:class" of the adapters that come with gpuctl. One line a provider."""
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import IO
 
 from gpuctl.errors import RemoteError
-from providers.local_processes import StillAlive, end_tree
+from providers.processes import StillAlive, end_tree
 
 _LOOK_SECONDS = 0.1
 _QUIET_SECONDS = 0.5  # how long what a dead command left behind may hold its output open

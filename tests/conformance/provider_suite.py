@@ -75,7 +75,7 @@ class Bench:
         """An order for something on offer, under a name that nothing had before."""
         return Order(
             name=f"gpuctl-suite-{OWNER[:6]}-{secrets.token_hex(4)}",
-            offer=offer or self.provider.offers(self.want)[0],
+            offer=offer or next(o for o in self.provider.offers(self.want) if o.available),
             mark=Mark(OWNER, datetime.now(UTC) + timedelta(hours=3), run),
             disk_gb=1,
         )

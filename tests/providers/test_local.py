@@ -26,7 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuctl.remote.local import LocalConnection
-from providers import local_hardware, local_namespaces, local_processes, local_python
+from providers import local_hardware, local_namespaces, local_python, processes
 from providers.base import (
     Ambiguous,
     InvalidRequest,
@@ -54,10 +54,10 @@ from providers.local_account import (
     record_to_json,
     remove_tree,
 )
-from providers.local_hardware import LocalGpu, NotReadable, read_nvidia_smi
 from providers.local_offers import offer_id, read_offer_id
-from providers.local_processes import ProcessId, carriers, descendants, identify, is_alive
 from providers.local_start import why_no_namespaces
+from providers.nvidia_smi import Gpu, NotReadable, read_cards
+from providers.processes import ProcessId, carriers, descendants, identify, is_alive
 from tests.conformance.provider_suite import Bench, ProviderSuite
 from tests.waiting import until
 
@@ -700,8 +700,8 @@ def test_processes_that_will_not_end_are_not_called_gone(
 ) -> None:
     machine = make()
     with monkeypatch.context() as patched:
-        patched.setattr(local_processes, "_kill", lambda _: None)
-        patched.setattr(local_processes.end_process, "__kwdefaults__", {"seconds": 0.2})
+        patched.setattr(processes, "_kill", lambda _: None)
+        patched.setattr(processes.end_process, "__kwdefaults__", {"seconds": 0.2})
         with pytest.raises(Ambiguous, match=r"is not gone: still running: \d+"):
             provider.destroy(machine.provider_id)
     assert [found.name for found in provider.list()] == [machine.name]
@@ -828,9 +828,9 @@ def test_a_price_that_rose_is_refused(home: Path) -> None:
 
 
 GPUS = (
-    LocalGpu("GPU-a", "RTX-4090", 24),
-    LocalGpu("GPU-b", "RTX-4090", 24),
-    LocalGpu("GPU-c", "T4", 16),
+    Gpu("GPU-a", "RTX-4090", 24),
+    Gpu("GPU-b", "RTX-4090", 24),
+    Gpu("GPU-c", "T4", 16),
 )
 
 
@@ -893,23 +893,23 @@ def test_a_broken_driver_is_said(
 
 def test_nvidia_smi_is_read() -> None:
     said = (
-        "GPU-1, NVIDIA GeForce RTX 4090, 24564\n"
-        "GPU-2, NVIDIA A100-SXM4-40GB, 40960\n"
-        "GPU-3, NVIDIA Prototype 9, 12288\n\n"
+        "GPU-1, NVIDIA GeForce RTX 4090, 24564, 300\n"
+        "GPU-2, NVIDIA A100-SXM4-40GB, 40960, [N/A]\n"
+        "GPU-3, NVIDIA Prototype 9, 12288, 9000\n\n"
     )
-    cards = read_nvidia_smi(said)
-    assert [(card.name, card.vram_gb) for card in cards] == [
-        ("RTX-4090", 24),
-        ("A100-40GB-SXM", 40),
-        ("Prototype-9", 12),
+    cards = read_cards(said)
+    assert [(card.name, card.vram_gb, card.busy) for card in cards] == [
+        ("RTX-4090", 24, False),
+        ("A100-40GB-SXM", 40, False),
+        ("Prototype-9", 12, True),
     ]
-    assert read_nvidia_smi("") == ()
+    assert read_cards("") == ()
 
 
 @given(st.text())
 def test_whatever_nvidia_smi_says_is_read_or_refused(said: str) -> None:
     try:
-        cards = read_nvidia_smi(said)
+        cards = read_cards(said)
     except NotReadable:
         return
     assert len(cards) <= len(said.splitlines())
@@ -932,8 +932,8 @@ def test_other_offer_ids_are_refused_with_a_sentence(text: str) -> None:
         read_offer_id(text)
 
 
-processes = st.builds(ProcessId, st.integers(1, 99), st.text(max_size=3))
-hosts = st.none() | st.builds(Host, processes, st.none() | processes)
+some_processes = st.builds(ProcessId, st.integers(1, 99), st.text(max_size=3))
+hosts = st.none() | st.builds(Host, some_processes, st.none() | some_processes)
 
 
 @given(host=hosts, alive=st.booleans(), age=st.none() | st.floats(0, 1e6))

@@ -20,7 +20,7 @@ A100 = ("NVIDIA A100-SXM4-40GB", 40960, "8.0")
 T4 = ("Tesla T4", 15360, "7.5")
 NVIDIA_SMI = """#!/bin/sh
 case "$1" in
-  --query-gpu=uuid,*) echo "GPU-0, {offered[0]}, {offered[1]}" ;;
+  --query-gpu=uuid,*) echo "GPU-0, {offered[0]}, {offered[1]}, 10" ;;
   --query-gpu=name,memory.total,driver_version,compute_cap)
     echo "{found[0]}, {found[1]}, 570.1, {found[2]}" ;;
   --query-gpu=*) echo "0, 0" ;;

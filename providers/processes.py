@@ -1,7 +1,7 @@
 """The processes of this computer: who lives, who descends from whom, who carries a marker.
 
 Linux tells through /proc; elsewhere `ps` is asked. Zombies count as dead throughout: nothing of
-them runs any more.
+them runs any more. Standard library only, Python 3.8: it is also sent to hosts (ssh_host.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PAUSE_SECONDS = 0.01
 _START_TICKS_FIELD = 19  # proc(5): field 22 of stat, counted from the state (field 3)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: Python 3.8
 class ProcessId:
     """One process for good: a pid alone is used again after a while, and after a reboot."""
 
