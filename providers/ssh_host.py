@@ -19,13 +19,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import platform
 import shlex
 import shutil
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -96,7 +94,7 @@ def _hardware(base: str, nvidia_smi: list[str]) -> Json:
         place = os.path.dirname(place)
     affinity = getattr(os, "sched_getaffinity", None)
     return {
-        "python": platform.python_version(),
+        "python": ".".join(map(str, sys.version_info[:3])),
         "cores": len(affinity(0)) if affinity else os.cpu_count() or 1,
         "memory": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "disk_free": shutil.disk_usage(place).free,
@@ -263,7 +261,7 @@ def _short_tmp(tmp: str) -> str | None:
     """A second name for a folder whose own is too long for the sockets in it."""
     if len(os.fsencode(tmp)) <= _SOCKET_PATH_MAX:
         return None
-    return os.path.join(tempfile.gettempdir(), f"gpuctl-{os.urandom(4).hex()}")
+    return f"/tmp/gpuctl-{os.urandom(4).hex()}"  # noqa: S108
 
 
 def _write_claim(path: str, record: Json) -> None:

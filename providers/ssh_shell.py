@@ -93,7 +93,9 @@ class Shell:
             NoAnswer: it does not answer, or not with an answer.
             HostRefused: it says no.
         """
-        done = self._run(program(order), timeout)
+        # -S: without the packages that nobody needs here, Python starts in half the time.
+        flags = "-I" if order["do"] == "claim" else "-I -S"
+        done = self._run(program(order), flags, timeout)
         lines = [line for line in done.stdout.splitlines() if line.startswith(b"{")]
         try:
             # A shell's start-up files may have said something before.
@@ -209,12 +211,12 @@ class Shell:
             "ControlPersist": str(_SHARED_SECONDS),
         }
 
-    def _run(self, program: str, timeout: float) -> subprocess.CompletedProcess[bytes]:
+    def _run(self, program: str, flags: str, timeout: float) -> subprocess.CompletedProcess[bytes]:
         self._known_hosts.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         python = self._entry.python
         # The shell there expands a leading ~/ only when it is not quoted.
         python = f"~/{shlex.quote(python[2:])}" if python[:2] == "~/" else shlex.quote(python)
-        argv = ["ssh", "-T", *self._options(), *self._destination(), f"{python} -I -"]
+        argv = ["ssh", "-T", *self._options(), *self._destination(), f"{python} {flags} -"]
         try:
             done = subprocess.run(
                 argv,

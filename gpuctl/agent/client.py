@@ -124,6 +124,16 @@ class AgentClient:
         self._closed_watch: RemoteProcess | None = None
         self._lock = threading.Lock()
 
+    @property
+    def python(self) -> str:
+        """The path of the Python on the machine."""
+        return self._python
+
+    @property
+    def directory(self) -> str:
+        """The absolute path of the attempt's folder there."""
+        return self._directory
+
     def install(self) -> None:
         """Make the folder and send the agent."""
         script = 'umask 077 && mkdir -p "$1" && chmod 700 "$1"'

@@ -10,6 +10,7 @@ from gpuctl.printable import printable
 from gpuctl.run.follow import told_interrupted
 from gpuctl.run.launch import agent_folder
 from gpuctl.run.recover import AttemptEnd, Outcome
+from gpuctl.run.relay import needs_relay, outbox_of
 from gpuctl.run.work import Live, Work
 
 
@@ -29,7 +30,8 @@ def attach(work: Work, attempt: AttemptRow) -> tuple[MachineRow, Live] | None:
     except (NotReady, RemoteError) as error:
         work.report.warn(f"{row.name} cannot be picked up: {error.message}")
         return None
-    return row, Live(attempt.number, row.name, ready.connection, agent)
+    outbox = outbox_of(agent.directory) if needs_relay(work, ready.machine) else None
+    return row, Live(attempt.number, row.name, ready.connection, agent, outbox)
 
 
 def let_it_finish(work: Work, row: MachineRow, number: int) -> None:

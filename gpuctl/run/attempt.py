@@ -21,6 +21,7 @@ from gpuctl.run.follow import Follower, fate_of
 from gpuctl.run.launch import OutOfTime, Unfit, launch
 from gpuctl.run.prepare import caps_of, used_by
 from gpuctl.run.recover import AttemptEnd
+from gpuctl.run.relay import Relay
 from gpuctl.run.rent import Refusals, rent
 from gpuctl.run.stopping import SecondSignal
 from gpuctl.run.work import Live, Work
@@ -162,6 +163,8 @@ def deliver_late(work: Work, attempt: AttemptRow, keeper: Keeper) -> bool:
     renewal.start()
     try:
         job = live.agent.status().job
+        if live.outbox is not None:
+            Relay(work, live, live.outbox).finish(row.hard_end)
         deliver_outputs(work, attempt.number, live=live, told=job.outputs if job else ())
     except OnlyThere:
         hold(work, live, row, work.options.lease_seconds)

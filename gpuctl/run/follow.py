@@ -16,6 +16,7 @@ from gpuctl.run.caps import TERM_GRACE_SECONDS
 from gpuctl.run.checkpoints import known_checkpoints, note_checkpoint, prune_checkpoints
 from gpuctl.run.journal import Entry
 from gpuctl.run.recover import AttemptEnd
+from gpuctl.run.relay import Relay
 from gpuctl.run.work import Live, Work
 from providers.base import NotFound, ProviderError, State
 
@@ -60,15 +61,24 @@ class Follower:
         self._offset = work.journal.next_offset(live.number)
         self._out_of_reach_since: float | None = None
         self._reconnect_pause = _RECONNECT_FIRST_SECONDS
+        self._relay = Relay(work, live, live.outbox) if live.outbox is not None else None
 
     def follow(self) -> AttemptEnd:
         """Return how the attempt ended. The machine is still there then, or is not."""
+        try:
+            return self._followed()
+        finally:
+            if self._relay is not None:
+                self._relay.close()
+
+    def _followed(self) -> AttemptEnd:
         self._listen()
         heard = self._now()
         while True:
             if not self._pass_on_stop():
                 return AttemptEnd("cancelled", "stopped on request; the job could not be told")
             piece = self._next()
+            self._note_checkpoints()
             if piece is None:
                 if self._now() - heard > _SILENCE_SECONDS:
                     self._live.agent.close_watch()  # ends the stream; the reader reports it
@@ -139,9 +149,18 @@ class Follower:
         self._note_sync(job.sync)
         for skipped in job.skipped:
             self._warn_once(f"not taken as a checkpoint: {printable(skipped.name)}: {skipped.why}")
-        for checkpoint in job.checkpoints:
+        self._note_checkpoints()
+
+    def _note_checkpoints(self) -> None:
+        """Write down what has become safe."""
+        for checkpoint in self._state.checkpoints if self._state else ():
             if checkpoint.shipped and checkpoint.seq not in self._shipped:
-                self._record(partial(self._note_shipped, checkpoint))
+                if self._relay is None or self._relay.has_arrived(checkpoint.seq):
+                    self._record(partial(self._note_shipped, checkpoint))
+                else:
+                    self._relay.offer(checkpoint.seq)
+        if self._relay is not None and (trouble := self._relay.trouble):
+            self._warn_once(f"what the machine has cannot be brought to the store yet: {trouble}")
 
     def _note_shipped(self, checkpoint: CheckpointState) -> None:
         note_checkpoint(self._work, self._live.number, checkpoint)
@@ -217,13 +236,33 @@ class Follower:
         return AttemptEnd("lost", f"{self._live.machine} was lost{why}")
 
     def _ended(self, job: JobState) -> AttemptEnd:
-        unsafe = [printable(one.name) for one in job.checkpoints if not one.shipped]
+        error = job.sync.error
+        if self._relay is not None and not self._relayed():
+            error = self._relay.trouble or "there was no time left"
+        unsafe = [printable(one.name) for one in job.checkpoints if not self._is_safe(one)]
         if unsafe:
             self._work.report.warn(
                 f"the store did not take the checkpoints {', '.join(unsafe)} "
-                f"({job.sync.error or 'no reason is known'}); they go with the machine"
+                f"({error or 'no reason is known'}); they go with the machine"
             )
         return replace(self._judged(job), outputs=job.outputs)
+
+    def _relayed(self) -> bool:
+        """Bring what is left on the machine; the lease is renewed meanwhile, up to the hard end."""
+        row = self._work.fleet.ledger.machine(self._live.machine)
+        if self._relay is None or row is None:
+            return True
+        self._work.report.step(f"fetching what is left from {self._live.machine}")
+        done = self._relay.finish(row.hard_end)
+        self._note_checkpoints()
+        return done
+
+    def _is_safe(self, checkpoint: CheckpointState) -> bool:
+        """Whether a checkpoint is in the store, or was and has been replaced by newer ones."""
+        if self._relay is None:
+            return checkpoint.shipped
+        newer = any(seq > checkpoint.seq for seq in self._shipped)
+        return checkpoint.shipped and (checkpoint.seq in self._shipped or newer)
 
     def _judged(self, job: JobState) -> AttemptEnd:
         if self._stop_asked_at is not None and not self._done_before_stop:

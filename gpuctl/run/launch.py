@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from gpuctl.agent.client import AgentClient, Job
-from gpuctl.errors import GpuctlError, StoreError
+from gpuctl.errors import GpuctlError
 from gpuctl.fleet.guard import armed_agent
 from gpuctl.fleet.lease import Renewal
 from gpuctl.fleet.ready import Ready, make_ready
@@ -17,6 +18,13 @@ from gpuctl.remote.connection import Connection
 from gpuctl.run.caps import Allowance
 from gpuctl.run.preflight import unmet
 from gpuctl.run.prepare import needs_of
+from gpuctl.run.relay import (
+    OUTBOX_KEEP,
+    needs_relay,
+    outbox_of,
+    remove_checkpoint,
+    send_checkpoint,
+)
 from gpuctl.run.work import Live, Work
 from gpuctl.store import CorruptManifest, Manifest, Newest
 from providers.base import LocalAccess, Machine
@@ -99,8 +107,14 @@ def launch(
     workdir = workdir_on(ready.connection)
     work.fleet.ledger.record("run_state", run=work.run_id, state="preparing")
     _send(work, ready.connection, workdir, check)
+    outbox = outbox_of(agent.directory) if needs_relay(work, ready.machine) else None
+    if outbox is not None and work.store.folder is None:
+        work.report.warn(
+            f"{row.name} cannot write to {work.store.location} itself: what it saves is passed on "
+            "by this computer, as long as that is on and connected"
+        )
     resume_from = _restore(work, ready, agent, workdir, newest)
-    job = _job(work, ready, number, workdir, resume_from)
+    job = _job(work, ready, number, workdir, resume_from, outbox)
     agent.submit(
         replace(
             job,
@@ -109,7 +123,7 @@ def launch(
             sync_seconds=allowance.sync_seconds,
         )
     )
-    return Live(number, row.name, ready.connection, agent)
+    return Live(number, row.name, ready.connection, agent, outbox)
 
 
 def _check_hardware(
@@ -154,7 +168,7 @@ def _restore(work: Work, ready: Ready, agent: AgentClient, workdir: str, newest:
             return ""
         dest = f"{checkpoint_dir}/{manifest.name}"
         try:
-            agent.restore(manifest, dest, _source(work, ready, manifest))
+            _put_in_place(work, ready, agent, manifest, dest)
         except CorruptManifest as error:
             passed_over = True
             _pass_over(work, manifest.name, error.message)
@@ -168,16 +182,32 @@ def _pass_over(work: Work, name: str, why: str) -> None:
     work.report.warn(f"checkpoint {printable(name)} is passed over: {why}")
 
 
-def _source(work: Work, ready: Ready, manifest: Manifest) -> dict[str, object]:
-    if work.store.folder is None:
-        return {"urls": work.store.read_urls(manifest)}
-    if isinstance(ready.machine.access, LocalAccess):
-        return {"folder": str(work.store.folder)}
-    raise StoreError(
-        "A folder store cannot be reached from a machine over SSH yet",
-        machine=ready.machine.name,
-        next="Name an S3 store in checkpoints.store.",
-    )
+def _put_in_place(
+    work: Work, ready: Ready, agent: AgentClient, manifest: Manifest, dest: str
+) -> None:
+    """Have the machine take a checkpoint from the store, or from us where it cannot.
+
+    Raises:
+        CorruptManifest: it is not whole.
+    """
+    local = isinstance(ready.machine.access, LocalAccess)
+    if local and work.store.folder is not None:
+        agent.restore(manifest, dest, {"folder": str(work.store.folder)})
+    elif local or work.store.reachable_from_machine:
+        agent.restore(manifest, dest, {"urls": work.store.read_urls(manifest)})
+    else:
+        incoming = f"{agent.directory}/incoming"
+        what = f"checkpoint {printable(manifest.name)}"
+        work.report.step(f"sending {what}")
+        send_checkpoint(
+            work,
+            ready.connection,
+            manifest,
+            incoming,
+            lambda done, total: work.report.progress(what, done, total),
+        )
+        agent.restore(manifest, dest, {"folder": incoming})
+        remove_checkpoint(ready.connection, incoming)
 
 
 def _job(
@@ -186,6 +216,7 @@ def _job(
     number: int,
     workdir: str,
     resume_from: str,
+    outbox: str | None,
 ) -> Job:
     spec = work.spec
     checkpoint_dir = f"{workdir}/{spec.checkpoints.dir}"
@@ -212,6 +243,12 @@ def _job(
         checkpoint_dir=checkpoint_dir,
         settle_seconds=spec.checkpoints.settle.total_seconds(),
         outputs=tuple(output.source for output in spec.outputs),
-        store=work.store.write_grant(),
+        store=_grant(work, outbox),
         notice=({"file": f"{ready.connection.home}/.interruption"},),
     )
+
+
+def _grant(work: Work, outbox: str | None) -> Mapping[str, Any] | None:
+    if outbox is None:
+        return work.store.write_grant()
+    return {"kind": "folder", "path": outbox, "keep": OUTBOX_KEEP}

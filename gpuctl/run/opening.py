@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpuctl.errors import StoreError, UsageError
+from gpuctl.errors import UsageError
 from gpuctl.fleet.context import Fleet
 from gpuctl.ledger import RunRow
 from gpuctl.names import new_run_id
@@ -53,12 +53,6 @@ def start_run(
 def _check_store(store: Store) -> None:
     """Ask the store: a wrong bucket or key must not be found out on a machine that bills."""
     store.manifests()
-    if store.write_grant() is None:
-        raise StoreError(
-            f"{store.location} takes no presigned POST, so that a machine cannot write there "
-            "without your keys; passing on what it writes is not built yet",
-            next="Name a store that takes them (AWS S3, MinIO, Ceph), or a folder.",
-        )
 
 
 def store_location(spec: RunSpec, fleet: Fleet) -> str:

@@ -49,3 +49,4 @@ class Live:
     machine: str
     connection: Connection
     agent: AgentClient
+    outbox: str | None = None  # on the machine, where the store cannot be reached from there

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +23,11 @@ class PassedOver:
     key: str
     name: str | None  # of the entry, where the manifest can be read
     why: str
+
+
+def newest_first(passed: Iterable[PassedOver]) -> tuple[PassedOver, ...]:
+    """Sort by age."""
+    return tuple(sorted(passed, key=lambda one: one.key, reverse=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,15 @@ class CorruptEntry(CorruptManifest):
     """What is stored is not what the manifest says, so the manifest counts as corrupt."""
 
 
+def difference(blob: Blob, content: bytes | bytearray) -> str | None:
+    """Return how bytes differ from what their blob's name says; None when they do not."""
+    if len(content) != blob.size:
+        return f"the blob {blob.sha256} is not {blob.size} bytes long"
+    if hashlib.sha256(content).hexdigest() != blob.sha256:
+        return f"the blob {blob.sha256} has other bytes than its name says"
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Fetched:
     """An entry that was restored."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from gpuctl.errors import StoreError
-from gpuctl.store.answers import BlobSource, Newest, PassedOver, Problem, Pruned
+from gpuctl.store.answers import BlobSource, Newest, PassedOver, Problem, Pruned, newest_first
 from gpuctl.store.ending import MAX_ENDING_BYTES, Ending, ending_key, parse_ending
 from gpuctl.store.entry import describe, read_piece
 from gpuctl.store.manifest import (
@@ -33,7 +33,7 @@ from gpuctl.store.manifest import (
 )
 from gpuctl.store.objects import Missing, Objects, Stored
 from gpuctl.store.parallel import in_order
-from gpuctl.store.restore import CorruptEntry, Fetched, Progress, restore
+from gpuctl.store.restore import CorruptEntry, Fetched, Progress, difference, restore
 from gpuctl.store.retention import ORPHAN_AGE, Shipped, holes, plan, reusable
 from providers.base import Clock, SystemClock
 
@@ -136,9 +136,9 @@ class Store:
             why = self._what_is_wrong(manifest, sizes, verify=verify)
             if why is None:
                 passed = [p for p in passed if (order_in_key(p.key) or (0, 0)) > manifest.order]
-                return Newest(manifest, _newest_first(passed))
+                return Newest(manifest, newest_first(passed))
             passed.append(PassedOver(manifest.key, manifest.name, why))
-        return Newest(None, _newest_first(passed))
+        return Newest(None, newest_first(passed))
 
     def ending(self, attempt: int) -> Ending | None:
         """Return how an attempt ended; None when its agent has not left (all of) it here."""
@@ -236,11 +236,30 @@ class Store:
 
         def checked(blob: Blob) -> bytes | bytearray:
             content = source.read_blob(blob)
-            if why := _difference(blob, content):
+            if why := difference(blob, content):
                 raise CorruptEntry(f"The copy of {manifest.name} cannot be trusted: {why}")
             return content
 
         self._ship(manifest, checked, progress)
+
+    def lacking(self, manifest: Manifest) -> list[Blob]:
+        """Return the blobs that `import_from` would read; none when the entry is here already."""
+        if self._is_there(manifest):
+            return []
+        shipped, _ = self._survey()
+        blobs = self._objects.listing("blobs")
+        there = reusable(shipped, blobs, attempt=manifest.attempt, now=self._clock.now())
+        return [b for b in dict.fromkeys(manifest.blobs()) if there.get(b.key) != b.size]
+
+    def import_ending(self, attempt: int, content: bytes) -> bool:
+        """Take over an agent's word of how an attempt ended; False when it cannot be believed.
+
+        It goes last: where it is, everything that the attempt shipped is too.
+        """
+        if parse_ending(content, self._run, attempt) is None:
+            return False
+        self._objects.write(ending_key(attempt), content)
+        return True
 
     def write_grant(self, expires: datetime | None = None) -> dict[str, Any] | None:
         """Return what the agent needs to write here, or None where the store cannot give it.
@@ -339,7 +358,7 @@ class Store:
             content = self._objects.read(blob.key, blob.size)
         except Missing:
             return b"", f"the blob {blob.sha256} is missing"
-        return content, _difference(blob, content)
+        return content, difference(blob, content)
 
     def _ship(
         self,
@@ -349,16 +368,10 @@ class Store:
     ) -> None:
         if self._is_there(manifest):
             return
-        shipped, _ = self._survey()
-        there = reusable(
-            shipped,
-            self._objects.listing("blobs"),
-            attempt=manifest.attempt,
-            now=self._clock.now(),
-        )
+        wanted = set(self.lacking(manifest))
 
         def send(blob: Blob) -> int:
-            if there.get(blob.key) != blob.size:
+            if blob in wanted:
                 self._objects.write(blob.key, read(blob))
             return blob.size
 
@@ -385,15 +398,3 @@ class Store:
                 next="See that only one gpuctl and one machine work on this attempt.",
             )
         return True
-
-
-def _difference(blob: Blob, content: bytes | bytearray) -> str | None:
-    if len(content) != blob.size:
-        return f"the blob {blob.sha256} is not {blob.size} bytes long"
-    if hashlib.sha256(content).hexdigest() != blob.sha256:
-        return f"the blob {blob.sha256} has other bytes than its name says"
-    return None
-
-
-def _newest_first(passed: Iterable[PassedOver]) -> tuple[PassedOver, ...]:
-    return tuple(sorted(passed, key=lambda one: one.key, reverse=True))
