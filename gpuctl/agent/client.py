@@ -6,7 +6,6 @@ import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from gpuctl.agent.messages import (
     AgentStatus,
     Beat,
+    Begun,
     CheckpointState,
     GuardState,
     Job,
@@ -25,9 +25,10 @@ from gpuctl.agent.messages import (
     StopReason,
     SyncState,
 )
+from gpuctl.agent.sending import find_python, send
 from gpuctl.errors import RemoteError
 from gpuctl.printable import printable
-from gpuctl.remote.connection import Connection, RemoteProcess
+from gpuctl.remote.connection import Completed, Connection, RemoteProcess
 from gpuctl.store.manifest import Manifest
 from gpuctl.store.restore import CorruptEntry
 
@@ -46,26 +47,18 @@ __all__ = [
     "StateUpdate",
     "SyncState",
     "find_python",
+    "guard_orders",
 ]
 
-AGENT_FILE = Path(__file__).with_name("machine_agent.py")
-
+# Imported, not run: then Python keeps what it made of the file, and the next call starts sooner.
+_ENTRY = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); import machine_agent; "
+    "sys.exit(machine_agent.main(sys.argv[1:]))"
+)
 _TIMEOUT_SECONDS = 60.0
 _RESTORE_TIMEOUT_SECONDS = 6 * 3600.0
 
 _A = TypeVar("_A", bound=BaseModel)
-
-# What the agent imports: a bare Debian has a Python without parts of its library.
-_NEEDED = "import argparse, ctypes, fcntl, hashlib, json, select, ssl, subprocess, urllib.request"
-_FIND_PYTHON = f"""
-for python in python3 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8 \
-    python /usr/bin/python3 /usr/local/bin/python3 /opt/conda/bin/python3; do
-  command -v "$python" >/dev/null 2>&1 || continue
-  "$python" -I -c 'import sys; sys.version_info >= (3, 8) or sys.exit(1); {_NEEDED}
-print("python=" + sys.executable)' 2>/dev/null && exit 0
-done
-exit 1
-"""
 
 
 class AgentRefused(RemoteError):
@@ -76,22 +69,34 @@ class AgentRefused(RemoteError):
         self.reason = reason
 
 
-def find_python(connection: Connection, *, machine: str | None = None) -> str:
-    """Return the path of a Python >= 3.8 on the machine that can run the agent.
+def guard_orders(
+    *,
+    lease_seconds: float,
+    hard_end: datetime,
+    end_argv: Sequence[str] = (),
+    end_signal_pid: int | None = None,
+    on_lease_end: Literal["end", "finish"] = "end",
+    sync_grace_seconds: float = 60,
+) -> dict[str, Any]:
+    """Return what a guard is told. The hard end can come nearer later, not move away.
 
-    Raises:
-        RemoteError: there is none, or the machine does not answer.
+    Args:
+        end_argv, end_signal_pid: how the machine ends itself; neither: it cannot.
+        on_lease_end: "finish" lets a job that runs come to its end first.
+        sync_grace_seconds: how long the job's last sync may take then.
     """
-    done = connection.run(_FIND_PYTHON, timeout=_TIMEOUT_SECONDS)
-    for line in done.stdout.decode(errors="replace").splitlines():
-        if line.startswith("python=/"):
-            return line.removeprefix("python=")
-    raise RemoteError(
-        "The machine has no python3 of version 3.8 or newer with its standard library, "
-        "and gpuctl's agent needs one",
-        machine=machine,
-        next="Take an image that has it (`image:` in train.yaml); on Debian: apt install python3.",
-    )
+    end: dict[str, object] = {}
+    if end_signal_pid is not None:
+        end["signal_pid"] = end_signal_pid
+    elif end_argv:
+        end["argv"] = list(end_argv)
+    return {
+        "lease_seconds": lease_seconds,
+        "hard_end": hard_end.timestamp(),
+        "end": end,
+        "on_lease_end": on_lease_end,
+        "sync_grace_seconds": sync_grace_seconds,
+    }
 
 
 class AgentClient:
@@ -119,7 +124,6 @@ class AgentClient:
         self._python = python
         self._directory = directory
         self._machine = machine
-        self._file = f"{directory}/{AGENT_FILE.name}"
         self._watching: RemoteProcess | None = None
         self._closed_watch: RemoteProcess | None = None
         self._lock = threading.Lock()
@@ -134,49 +138,33 @@ class AgentClient:
         """The absolute path of the attempt's folder there."""
         return self._directory
 
-    def install(self) -> None:
-        """Make the folder and send the agent."""
-        script = 'umask 077 && mkdir -p "$1" && chmod 700 "$1"'
-        done = self._connection.run(
-            ["sh", "-c", script, "sh", self._directory], timeout=_TIMEOUT_SECONDS
-        )
-        if done.exit_code != 0:
-            self._fail(f"{self._directory} cannot be made: {_last_line(done.stderr)}")
-        self._connection.write(self._file, AGENT_FILE.read_bytes())
+    @classmethod
+    def begin(
+        cls,
+        connection: Connection,
+        directory: str,
+        path: str,
+        orders: Mapping[str, Any],
+        *,
+        machine: str | None = None,
+    ) -> tuple[AgentClient, Probe]:
+        """Send the agent, have it guard the lease, and take the facts of the machine.
+
+        Args:
+            path: whose free disk counts.
+            orders: from `guard_orders`.
+        """
+        client = cls(connection, "", directory, machine=machine)
+        said = client._said("begin", send(connection, directory, path, orders, machine=machine))
+        begun = client._parsed(Begun, said)
+        return cls(connection, begun.python, directory, machine=machine), begun.probe
 
     def probe(self, path: str) -> Probe:
         """Return the facts of the machine; free disk is that where ``path`` is."""
         return self._ask(Probe, "probe", path)
 
-    def arm(
-        self,
-        *,
-        lease_seconds: float,
-        hard_end: datetime,
-        end_argv: Sequence[str] = (),
-        end_signal_pid: int | None = None,
-        on_lease_end: Literal["end", "finish"] = "end",
-        sync_grace_seconds: float = 60,
-    ) -> GuardState:
-        """Start the guard, or give it new values. The hard end can come nearer, not move away.
-
-        Args:
-            end_argv, end_signal_pid: how the machine ends itself; neither: it cannot.
-            on_lease_end: "finish" lets a job that runs come to its end first.
-            sync_grace_seconds: how long the job's last sync may take then.
-        """
-        end: dict[str, object] = {}
-        if end_signal_pid is not None:
-            end["signal_pid"] = end_signal_pid
-        elif end_argv:
-            end["argv"] = list(end_argv)
-        orders = {
-            "lease_seconds": lease_seconds,
-            "hard_end": hard_end.timestamp(),
-            "end": end,
-            "on_lease_end": on_lease_end,
-            "sync_grace_seconds": sync_grace_seconds,
-        }
+    def arm(self, orders: Mapping[str, Any]) -> GuardState:
+        """Start the guard, or give it new values: orders from `guard_orders`."""
         return self._ask(GuardState, "arm", self._directory, stdin=orders)
 
     def renew(self, seconds: float) -> float:
@@ -271,7 +259,7 @@ class AgentClient:
 
     def _argv(self, *arguments: str) -> list[str]:
         # -I: what the image sets up for its own Python must not reach the agent.
-        return [self._python, "-I", self._file, *arguments]
+        return [self._python, "-I", "-c", _ENTRY, self._directory, *arguments]
 
     def _ask(self, answer: type[_A], *arguments: str, stdin: Mapping[str, Any] | None = None) -> _A:
         return self._parsed(answer, self._call(*arguments, stdin=stdin))
@@ -284,17 +272,18 @@ class AgentClient:
     ) -> dict[str, Any]:
         content = b"" if stdin is None else json.dumps(stdin).encode()
         done = self._connection.run(self._argv(*arguments), stdin=content, timeout=timeout)
+        return self._said(arguments[0], done)
+
+    def _said(self, verb: str, done: Completed) -> dict[str, Any]:
         # A shell's start-up files may have said something before.
         lines = [line for line in done.stdout.splitlines() if line.strip()]
         said = _json_object(lines[-1]) if lines else None
         if said is None:
             code = f"exit code {done.exit_code}"
-            self._fail(
-                f"The agent did not answer to {arguments[0]}: {_last_line(done.stderr, code)}"
-            )
+            self._fail(f"The agent did not answer to {verb}: {_last_line(done.stderr, code)}")
         self._raise_refusal(said)
         if done.exit_code != 0:
-            self._fail(f"The agent failed at {arguments[0]} with exit code {done.exit_code}")
+            self._fail(f"The agent failed at {verb} with exit code {done.exit_code}")
         return said
 
     def _piece(self, line: bytes) -> StateUpdate | LogLine | Beat | None:

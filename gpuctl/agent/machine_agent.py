@@ -3062,6 +3062,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="machine_agent.py")
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("probe").add_argument("path")
+    begin = verbs.add_parser("begin")
+    begin.add_argument("dir")
+    begin.add_argument("path")
     for name in ("arm", "submit", "status", "grant", "restore"):
         verbs.add_parser(name).add_argument("dir")
     renew = verbs.add_parser("renew")
@@ -3088,6 +3091,10 @@ def answer(given: argparse.Namespace) -> Optional[Json]:
     if given.verb == "probe":
         return probe(given.path)
     folder = Folder(os.path.abspath(given.dir))
+    if given.verb == "begin":
+        guard = verb_arm(folder)  # before anything that may take its time
+        facts = probe(given.path)
+        return {"protocol": PROTOCOL, "python": sys.executable, "guard": guard, "probe": facts}
     if given.verb == "watch":
         verb_watch(folder, given.log_from)
         return None

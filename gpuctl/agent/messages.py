@@ -161,6 +161,14 @@ class AgentStatus(_Answer):
     job: JobState | None = None
 
 
+class Begun(_Answer):
+    """The agent is there: the guard's state and the machine's facts."""
+
+    python: str  # the path of the Python that runs it
+    guard: GuardState
+    probe: Probe
+
+
 class StateUpdate(_Answer):
     """Something changed."""
 

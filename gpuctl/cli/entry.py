@@ -35,7 +35,7 @@ TOPICS: dict[str, dict[str, tuple[str, str, str]]] = {
     },
     "See and reach": {
         "list": ("gpuctl.cli.machines", "list_machines", "The machines of this home."),
-        "ssh": ("gpuctl.cli.machines", "ssh", "A shell on a machine."),
+        "ssh": ("gpuctl.cli.ssh", "ssh", "A shell on a machine, and its ports."),
         "exec": ("gpuctl.cli.machines", "exec_", "Run a command on a machine."),
         "upload": ("gpuctl.cli.data", "upload", "Send a file or a folder to a machine."),
         "download": ("gpuctl.cli.data", "download", "Fetch a file or a folder from a machine."),

@@ -1,4 +1,4 @@
-"""`list`, `ssh`, `exec` and `extend`: machines, and ways into them."""
+"""`list`, `exec` and `extend`: machines, what runs on them, and for how long they live."""
 
 from __future__ import annotations
 
@@ -87,29 +87,6 @@ def living(fleet: Fleet, name: str) -> MachineRow:
             next="`gpuctl list` shows what is there.",
         )
     return row
-
-
-@click.command(epilog=example("gpuctl ssh demo", "gpuctl ssh gpuctl-demo-1a2b3c-0123abcd"))
-@click.argument("machine")
-@json_option
-def ssh(machine: str, as_json: bool) -> None:
-    """Open a shell on a machine. MACHINE is any unique part of its name.
-
-    With --json nothing is opened: how to reach the machine is printed.
-    """
-    from gpuctl.fleet.ready import reopen
-
-    with opened() as fleet:
-        row = living(fleet, machine)
-        if as_json:
-            emit({"machine": shapes.machine(row, fleet.clock.now())})
-            return
-        connection = reopen(fleet, row).connection
-        try:
-            code = connection.interactive([])
-        finally:
-            connection.close()
-    raise click.exceptions.Exit(code)
 
 
 @click.command(

@@ -1,4 +1,4 @@
-"""From rows and values to the JSON of the design. Pure: no file, no clock, no cloud.
+"""From rows and values to the JSON of the design. No file is read, no clock, no cloud.
 
 Times are RFC 3339 in UTC with ``Z``, money is a JSON number in USD, what is unknown is null.
 Keys may be added, never renamed.
@@ -11,9 +11,12 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from gpuctl.fleet.access import access_facts
 from gpuctl.fleet.keeper import Keeper, alive, keeper_from
+from gpuctl.home import home_path
 from gpuctl.ledger import AttemptRow, CheckpointRow, MachineRow, RunRow
-from providers.base import Leftover, Machine, Offer, SshAccess
+from gpuctl.remote.keys import key_path
+from providers.base import Leftover, Machine, Offer
 
 if TYPE_CHECKING:
     from gpuctl.fleet.audit import Audit, Billing
@@ -106,7 +109,7 @@ def machine(row: MachineRow, now: datetime) -> Shape:
 
 def found_machine(one: Machine, row: MachineRow | None, now: datetime) -> Shape:
     """Return one machine as its provider lists it, with what the ledger adds."""
-    ssh = one.access if isinstance(one.access, SshAccess) else None
+    identity = ((row.access if row is not None else None) or {}).get("identity")
     return {
         "name": one.name,
         "provider": one.provider,
@@ -117,9 +120,7 @@ def found_machine(one: Machine, row: MachineRow | None, now: datetime) -> Shape:
         "spot": one.spot,
         "price_hour": usd(one.price_hour if row is None else row.price_hour),
         "region": one.region,
-        "ssh": None
-        if ssh is None
-        else _ssh({"kind": "ssh", "host": ssh.host, "port": ssh.port, "user": ssh.user}),
+        "ssh": _ssh(access_facts(one.access, identity=identity)),
         "lease_expires_at": None if row is None else moment(row.lease_until),
         "run": one.mark.run if one.mark is not None else None,
         "created_at": moment(one.created_at),
@@ -137,8 +138,15 @@ def _ssh(access: Mapping[str, Any] | None) -> Shape | None:
         "host": access.get("host"),
         "port": access.get("port"),
         "user": access.get("user"),
-        "key_file": access.get("key_file"),
+        "key_file": _private_key(access.get("identity")),
     }
+
+
+def _private_key(identity: str | None) -> str | None:
+    """Return the file of the key that a machine takes; None when only the user's agent has it."""
+    if identity is None:
+        return str(key_path(home_path()))
+    return identity if identity.startswith("/") else None
 
 
 # ---------------------------------------------------------------------------- runs

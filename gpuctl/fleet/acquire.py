@@ -6,7 +6,7 @@ settled by looking for the machine's name, never repeated (promise 2).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -18,16 +18,17 @@ from gpuctl.errors import (
     NoCredentials,
     NothingRentable,
 )
+from gpuctl.fleet.access import access_facts
 from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.keeper import Keeper
 from gpuctl.fleet.presence import prove_absent
 from gpuctl.fleet.release import release
 from gpuctl.ledger import MachineRow
 from gpuctl.names import new_machine_name
+from gpuctl.remote.keys import public_key
 from providers.base import (
     Ambiguous,
     AuthFailed,
-    LocalAccess,
     Machine,
     Mark,
     NoCapacity,
@@ -37,7 +38,6 @@ from providers.base import (
     Provider,
     ProviderError,
     Rehearsal,
-    SshAccess,
 )
 
 DEFAULT_MAX_DURATION = timedelta(hours=24)
@@ -57,7 +57,6 @@ class Need:
     detached: bool = False
     disk_gb: float = 40
     image: str | None = None
-    ssh_public_key: str | None = None
     max_price_hour: Decimal | None = None
     rehearsal: Rehearsal | None = None
 
@@ -81,11 +80,14 @@ def acquire(
             outcome was unknown and is proven not to have happened is `NoCapacity`.
         PriceChanged: it cost more than the order allows; it was released again.
         MayStillBill: the outcome is unknown and could not be settled.
+        UsageError: the home's SSH key cannot be used; nothing was asked for.
     """
     provider = fleet.provider(offer.provider)
+    # Before the intent: a key that cannot be used must not leave one behind.
+    key = None if provider.capabilities.kind == "local" else public_key(fleet.home.path)
     name = _record_intent(fleet, offer, need, keeper)
     guard()
-    order = _order(fleet, name, offer, need)
+    order = _order(fleet, name, offer, need, key)
     try:
         machine = provider.create(order)
     except Ambiguous as doubt:
@@ -168,22 +170,6 @@ def why_refused(last: ProviderError | GpuctlError | None) -> GpuctlError:
     )
 
 
-def access_facts(access: SshAccess | LocalAccess | None) -> Mapping[str, object] | None:
-    """Describe how to reach a machine, as the ledger keeps it."""
-    if isinstance(access, SshAccess):
-        return {
-            "kind": "ssh",
-            "host": access.host,
-            "port": access.port,
-            "user": access.user,
-            "host_keys": list(access.host_keys),
-        }
-    if isinstance(access, LocalAccess):
-        # The environment stays out: the provider knows it, and it may hold the user's settings.
-        return {"kind": "local", "root": access.root}
-    return None
-
-
 def hard_end(created: datetime, max_duration: timedelta) -> datetime:
     """Return the moment after which anybody may end the machine, in whole seconds."""
     return (created + max_duration).replace(microsecond=0)
@@ -217,7 +203,7 @@ def _record_intent(fleet: Fleet, offer: Offer, need: Need, keeper: Keeper) -> st
     return name
 
 
-def _order(fleet: Fleet, name: str, offer: Offer, need: Need) -> Order:
+def _order(fleet: Fleet, name: str, offer: Offer, need: Need, key: str | None) -> Order:
     row = _row(fleet, name)
     return Order(
         name=name,
@@ -225,7 +211,7 @@ def _order(fleet: Fleet, name: str, offer: Offer, need: Need) -> Order:
         mark=Mark(owner=fleet.home.owner, end=row.hard_end, run=need.run),
         disk_gb=need.disk_gb,
         image=need.image,
-        ssh_public_key=need.ssh_public_key,
+        ssh_public_key=key,
         max_price_hour=need.max_price_hour,
         rehearsal=need.rehearsal,
     )

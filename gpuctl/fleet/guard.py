@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from gpuctl.agent.client import AgentClient, find_python
+from gpuctl.agent.client import AgentClient, Probe, find_python, guard_orders
 from gpuctl.fleet.lease import sync_grace
 from gpuctl.fleet.ready import Ready
 from gpuctl.ledger import MachineRow
@@ -18,8 +18,8 @@ def armed_agent(
     lease_seconds: float,
     *,
     on_lease_end: Literal["end", "finish"] = "end",
-) -> AgentClient:
-    """Send the agent and have it guard the lease.
+) -> tuple[AgentClient, Probe]:
+    """Send the agent and have it guard the lease; return it, and the facts of the machine.
 
     Args:
         folder: of the agent, relative to the machine's home.
@@ -28,18 +28,22 @@ def armed_agent(
     Raises:
         RemoteError: the machine does not answer, or has no Python for the agent.
     """
-    agent = agent_in(ready, row, folder)
-    agent.install()
     end = ready.machine.self_end or SelfEnd()
-    agent.arm(
-        lease_seconds=lease_seconds,
-        hard_end=row.hard_end,
-        end_argv=end.argv,
-        end_signal_pid=end.signal_pid,
-        on_lease_end=on_lease_end,
-        sync_grace_seconds=sync_grace(lease_seconds),
+    home = ready.connection.home
+    return AgentClient.begin(
+        ready.connection,
+        f"{home}/{folder}",
+        home,
+        guard_orders(
+            lease_seconds=lease_seconds,
+            hard_end=row.hard_end,
+            end_argv=end.argv,
+            end_signal_pid=end.signal_pid,
+            on_lease_end=on_lease_end,
+            sync_grace_seconds=sync_grace(lease_seconds),
+        ),
+        machine=row.name,
     )
-    return agent
 
 
 def agent_in(ready: Ready, row: MachineRow, folder: str) -> AgentClient:

@@ -143,9 +143,9 @@ def _handed_over(
     waiting = replace(fleet, clock=_Interruptible(fleet.clock, pause))
     ready = make_ready(waiting, row, machine)
     pause(0)
-    agent = armed_agent(ready, row, AGENT_FOLDER, need.lease_seconds)
+    agent, facts = armed_agent(ready, row, AGENT_FOLDER, need.lease_seconds)
     renewal.arm(agent.renew)
-    found = len(agent.probe(ready.connection.home).gpus)
+    found = len(facts.gpus)
     if found < offer.gpu_count:
         raise TooFewGpus(
             f"{row.name} has {found} GPUs; {offer.gpu_count} were paid for", machine=row.name

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from gpuctl.errors import GpuctlError, RemoteError
-from gpuctl.fleet.acquire import access_facts
+from gpuctl.fleet.access import access_facts
 from gpuctl.fleet.context import Fleet
+from gpuctl.fleet.ssh_config import follow_ledger
 from gpuctl.ledger import MachineRow
 from gpuctl.remote.connection import Connection
+from gpuctl.remote.keys import key_path
 from gpuctl.remote.opening import connect
-from providers.base import Machine, NotFound, Provider, ProviderError, State
+from providers.base import LocalAccess, Machine, NotFound, Provider, ProviderError, SshAccess, State
 
 BOOT_DEADLINE_SECONDS = 900.0
 ANSWER_DEADLINE_SECONDS = 300.0
@@ -22,6 +24,16 @@ class NotReady(GpuctlError):
     """A rented machine never became usable. It is the machine's fault: the next offer is tried."""
 
     kind = "NotReady"
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """The first command that a machine answered."""
+
+    connection: Connection
+    access: SshAccess | LocalAccess | None  # the way in that worked comes first
+    steps: Mapping[str, float]  # seconds; see `make_ready`
+    identity: str | None = None  # the key that it took, unless that is the home's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +55,10 @@ def make_ready(
 ) -> Ready:
     """Wait until the machine answers a command; every phase has a deadline.
 
+    The ledger gets the seconds of each step: "boot", as its provider tells; "wait" from there to
+    the attempt that succeeded; over SSH that attempt's "tcp", "banner" and "login"; and "answer",
+    the first command.
+
     Args:
         check: called between the looks; raises when nobody wants the machine any more.
 
@@ -53,16 +69,17 @@ def make_ready(
     began = fleet.clock.monotonic()
     machine = _booted(fleet, provider, machine, began + boot_seconds, check)
     booted = fleet.clock.monotonic()
-    connection = _answering(fleet, machine, booted + answer_seconds, check)
-    answered = fleet.clock.monotonic()
+    answer = _answering(fleet, machine, booted + answer_seconds, check)
+    steps = {"boot": booted - began, **answer.steps}
     fleet.ledger.record(
         "ready",
         machine=row.name,
-        steps={"boot": round(booted - began, 3), "answer": round(answered - booted, 3)},
-        access=access_facts(machine.access),
+        steps={name: round(seconds, 3) for name, seconds in steps.items()},
+        access=access_facts(answer.access, identity=answer.identity),
         gpus=machine.gpu_count,
     )
-    return Ready(machine, connection)
+    follow_ledger(fleet)
+    return Ready(machine, answer.connection)
 
 
 def reopen(fleet: Fleet, row: MachineRow) -> Ready:
@@ -91,7 +108,8 @@ def reopen(fleet: Fleet, row: MachineRow) -> Ready:
             machine=row.name,
             may_bill=machine.state is not State.GONE,
         )
-    return Ready(machine, _answering(fleet, machine, fleet.clock.monotonic() + 30, lambda: None))
+    answer = _answering(fleet, machine, fleet.clock.monotonic() + 30, lambda: None)
+    return Ready(machine, answer.connection)
 
 
 def _booted(
@@ -134,16 +152,32 @@ def _booted(
 
 def _answering(
     fleet: Fleet, machine: Machine, deadline: float, check: Callable[[], None]
-) -> Connection:
+) -> _Answer:
+    connection = connect(machine.access, machine=machine.name, home=fleet.home.path)
+    try:
+        return _first_answer(fleet, machine, connection, deadline, check)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _first_answer(
+    fleet: Fleet,
+    machine: Machine,
+    connection: Connection,
+    deadline: float,
+    check: Callable[[], None],
+) -> _Answer:
+    began = fleet.clock.monotonic()
     pause = 0.2
     while True:
         check()
+        tried = fleet.clock.monotonic()
         try:
-            assert machine.access is not None
-            connection = connect(machine.access, machine=machine.name, home=fleet.home.path)
             done = connection.run(["true"], timeout=_COMMAND_TIMEOUT_SECONDS)
             if done.exit_code == 0:
-                return connection
+                took = fleet.clock.monotonic() - tried
+                return _answer(fleet, machine, connection, tried - began, took)
             trouble = f"a trivial command ended with {done.exit_code}"
         except RemoteError as error:
             trouble = error.message
@@ -151,3 +185,34 @@ def _answering(
             raise NotReady(f"{machine.name} does not answer: {trouble}", machine=machine.name)
         fleet.clock.sleep(pause)
         pause = min(pause * 2, 5)
+
+
+def _answer(
+    fleet: Fleet, machine: Machine, connection: Connection, waited: float, took: float
+) -> _Answer:
+    if not isinstance(machine.access, SshAccess):
+        return _Answer(connection, machine.access, {"wait": waited, "answer": took})
+    from gpuctl.remote.ssh import SshConnection
+
+    assert isinstance(connection, SshConnection)
+    login = connection.steps
+    answer = max(0.0, took - sum(login.values()))
+    identity = connection.identity
+    own = str(key_path(fleet.home.path))
+    return _Answer(
+        connection,
+        _first(machine.access, connection.address),
+        {"wait": waited, **login, "answer": answer},
+        None if identity == own else identity,
+    )
+
+
+def _first(access: SshAccess, worked: SshAccess) -> SshAccess:
+    """Put the way in that worked first; folder and environment stay as they are."""
+    if worked is access:
+        return access
+    ways = (access, *access.alternatives)
+    others = tuple(replace(way, alternatives=()) for way in ways if way is not worked)
+    return replace(
+        worked, folder=access.folder, env=access.env, path=access.path, alternatives=others
+    )

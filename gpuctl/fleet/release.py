@@ -22,7 +22,9 @@ from gpuctl.errors import GpuctlError, LedgerError, MayStillBill
 from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.presence import Proof, prove_absent
 from gpuctl.fleet.receipt import Confirmation, Receipt
+from gpuctl.fleet.ssh_config import follow_ledger
 from gpuctl.ledger import MachineRow
+from gpuctl.remote.known_hosts import KnownHost
 from providers.base import (
     Ambiguous,
     AuthFailed,
@@ -74,6 +76,8 @@ def release(
         raise _unproven(provider, row, provider_id, proof)
     receipt = _receipt(provider, row, provider_id, proof)
     trouble = _note_gone(fleet, receipt) or trouble
+    _forget_host_key(fleet, row.name)
+    follow_ledger(fleet)
     if trouble:
         trouble.message = (
             f"{row.name} is gone, confirmed {len(receipt.confirmed_by)} times, and costs nothing "
@@ -253,6 +257,14 @@ def _note(fleet: Fleet, kind: str, name: str, **facts: Any) -> LedgerError | Non
         fleet.say(f"{name}: the ledger could not be written: {error.message}")
         return error
     return None
+
+
+def _forget_host_key(fleet: Fleet, name: str) -> None:
+    try:
+        KnownHost(fleet.home.path, name).forget()
+    except OSError as error:
+        # The machine is gone all the same, and no other will have its name.
+        fleet.say(f"{name}: its host key stays in {error.filename}: {error.strerror}")
 
 
 def _note_gone(fleet: Fleet, receipt: Receipt) -> LedgerError | None:

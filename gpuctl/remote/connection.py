@@ -32,6 +32,7 @@ class Transferred:
     files: int
     bytes: int
     skipped: int  # already there and unchanged
+    left_out: tuple[str, ...] = ()  # what was not taken, as "path: why"
 
 
 class RemoteProcess(Protocol):
@@ -70,16 +71,42 @@ class Connection(Protocol):
     def open(self, command: Sequence[str]) -> RemoteProcess:
         """Start a command and talk to it."""
 
-    def put(self, source: Path, target: str, *, progress: Progress | None = None) -> Transferred:
+    def put(
+        self,
+        source: Path,
+        target: str,
+        *,
+        progress: Progress | None = None,
+        checksum: bool = False,
+        rate: float | None = None,
+    ) -> Transferred:
         """Send a file or a tree.
 
         A tree honours .gitignore and .gpuctlignore, and its contents land in ``target``.
         A file lands in ``target`` under its own name when ``target`` ends with ``/`` or is a
         folder there, else as ``target``. Only what differs is sent; each file appears by rename.
+
+        Args:
+            source: a file or a folder here.
+            target: absolute, or relative to `home`.
+            progress: called while it goes on.
+            checksum: compare content, not size and time of change.
+            rate: bytes a second at most; no limit by default.
         """
 
-    def get(self, source: str, target: Path, *, progress: Progress | None = None) -> Transferred:
-        """Fetch a file or a tree; the machine is not trusted: nothing lands outside ``target``."""
+    def get(
+        self,
+        source: str,
+        target: Path,
+        *,
+        progress: Progress | None = None,
+        checksum: bool = False,
+        rate: float | None = None,
+    ) -> Transferred:
+        """Fetch a file or a tree; the machine is not trusted: nothing lands outside ``target``.
+
+        Links that could lead out of it are left out, and named in the answer. See `put`.
+        """
 
     def write(self, path: str, content: bytes, *, mode: int = 0o600) -> None:
         """Write a small file on the machine, whole or not at all."""

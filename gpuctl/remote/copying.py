@@ -7,6 +7,7 @@ change is left alone. Nothing is written through a symbolic link that is already
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 import stat
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from gpuctl.remote.connection import Progress, Transferred
 from gpuctl.remote.selection import File, Selection
+from gpuctl.remote.transfer.pace import Pace
 
 _CHUNK = 1 << 20
 _PERMISSIONS = 0o777  # set-uid and the like stay behind
@@ -28,6 +30,8 @@ class Copy:
 
     total_bytes: int = 0
     progress: Progress | None = None
+    checksum: bool = False  # compare content, not size and time of change
+    pace: Pace = field(default_factory=Pace)
     files: int = field(default=0, init=False)
     moved: int = field(default=0, init=False)  # bytes
     skipped: int = field(default=0, init=False)
@@ -55,7 +59,7 @@ class Copy:
         Raises:
             OSError: something cannot be read or written.
         """
-        if _is_same(file, target):
+        if self._is_there(source, file, target):
             target.chmod(file.mode & _PERMISSIONS)
             self.skipped += 1
             self._report(file.size)
@@ -73,6 +77,20 @@ class Copy:
         """What was moved."""
         return Transferred(self.files, self.moved, self.skipped)
 
+    def _is_there(self, source: Path, file: File, target: Path) -> bool:
+        try:
+            there = target.lstat()
+        except FileNotFoundError:
+            return False
+        if not stat.S_ISREG(there.st_mode) or there.st_size != file.size:
+            return False
+        if not self.checksum:
+            return there.st_mtime_ns == file.mtime_ns
+        if _digest(source) != _digest(target):
+            return False
+        os.utime(target, ns=(there.st_atime_ns, file.mtime_ns))
+        return True
+
     def _write(self, source: int, state: os.stat_result, target: Path) -> None:
         if target.is_dir() and not target.is_symlink():
             raise IsADirectoryError(None, "a folder is where a file should go", str(target))
@@ -81,6 +99,7 @@ class Copy:
         try:
             try:
                 for offset, chunk in _data(source, state.st_size):
+                    self.pace.wait(len(chunk))
                     _write_all(out, offset, chunk)
                     self._report(len(chunk))
                 os.ftruncate(out, state.st_size)
@@ -149,13 +168,10 @@ def _make_link(path: Path, target: str) -> None:
         raise
 
 
-def _is_same(file: File, target: Path) -> bool:
-    try:
-        there = target.lstat()
-    except FileNotFoundError:
-        return False
-    same = (there.st_size, there.st_mtime_ns) == (file.size, file.mtime_ns)
-    return same and stat.S_ISREG(there.st_mode)
+def _digest(path: Path) -> bytes:
+    """The SHA-256 of a regular file; links are not followed."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _data(handle: int, size: int) -> Iterator[tuple[int, bytes]]:

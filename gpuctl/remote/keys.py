@@ -18,13 +18,18 @@ _COMMENT = "gpuctl"
 _OWN_KEYS = ("id_ed25519", "id_ecdsa", "id_rsa")  # where ssh looks, in its order of strength
 
 
+def key_path(home: Path) -> Path:
+    """Return where the private key of a GPUCTL_HOME is, or will be."""
+    return home / "ssh" / "id_ed25519"
+
+
 def key_file(home: Path) -> Path:
     """Return the private key of a GPUCTL_HOME, made on first use.
 
     Raises:
         UsageError: it cannot be made, or others can read it.
     """
-    file = home / "ssh" / "id_ed25519"
+    file = key_path(home)
     try:
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -18,8 +18,9 @@ from gpuctl.remote.connection import Completed, Progress, Transferred
 from gpuctl.remote.copying import Copy, described, write_file
 from gpuctl.remote.local_process import LocalProcess, exit_code
 from gpuctl.remote.selection import everything, select
+from gpuctl.remote.transfer.pace import Pace
 from providers.base import LocalAccess
-from providers.local_processes import StillAlive, end_tree
+from providers.processes import StillAlive, end_tree
 
 _OUTPUT_LIMIT = 64 << 20
 _CHUNK = 1 << 16
@@ -114,7 +115,15 @@ class LocalConnection:
         finally:
             signal.signal(signal.SIGINT, before)
 
-    def put(self, source: Path, target: str, *, progress: Progress | None = None) -> Transferred:
+    def put(
+        self,
+        source: Path,
+        target: str,
+        *,
+        progress: Progress | None = None,
+        checksum: bool = False,
+        rate: float | None = None,
+    ) -> Transferred:
         """Send a file or a tree; see `Connection.put`.
 
         Raises:
@@ -125,7 +134,7 @@ class LocalConnection:
             raise UsageError(f"{source} does not exist", next="Correct the path.")
         if source.is_dir():
             selection = select(source)
-            copy = Copy(selection.total_bytes, progress)
+            copy = Copy(selection.total_bytes, progress, checksum, Pace(rate))
             with self._failing(f"{source} was not sent"):
                 copy.tree(source, selection, self._inside(target))
             return copy.done()
@@ -136,9 +145,17 @@ class LocalConnection:
             if target.endswith("/") or place.is_dir():
                 place = place / source.name
             place.parent.mkdir(parents=True, exist_ok=True)
-            return _copied(source.resolve(), place, progress)
+            return _copied(source.resolve(), place, Copy(0, progress, checksum, Pace(rate)))
 
-    def get(self, source: str, target: Path, *, progress: Progress | None = None) -> Transferred:
+    def get(
+        self,
+        source: str,
+        target: Path,
+        *,
+        progress: Progress | None = None,
+        checksum: bool = False,
+        rate: float | None = None,
+    ) -> Transferred:
         """Fetch a file or a tree; nothing lands outside ``target``.
 
         Links arrive as links. Sockets, pipes and devices are left out.
@@ -154,7 +171,7 @@ class LocalConnection:
                     selection = everything(place)
                 except UsageError as error:
                     raise self._error(f"{source} was not fetched: {error.message}") from error
-                copy = Copy(selection.total_bytes, progress)
+                copy = Copy(selection.total_bytes, progress, checksum, Pace(rate))
                 copy.tree(place, selection, target)
                 return copy.done()
             if not place.is_file():
@@ -162,7 +179,7 @@ class LocalConnection:
             if target.is_dir():
                 target = target / place.name
             target.parent.mkdir(parents=True, exist_ok=True)
-            return _copied(place, target, progress)
+            return _copied(place, target, Copy(0, progress, checksum, Pace(rate)))
 
     def write(self, path: str, content: bytes, *, mode: int = 0o600) -> None:
         """Write a small file on the machine, whole or not at all.
@@ -175,6 +192,16 @@ class LocalConnection:
 
     def close(self) -> None:
         """Let go. There is nothing to let go of: a local machine holds no connection."""
+
+    # ------------------------------------------------------------------ for others
+
+    def inside(self, path: str) -> str:
+        """Return a path of the machine as an absolute one, its ``/`` at the end kept.
+
+        Raises:
+            RemoteError: that is outside of the machine's folder.
+        """
+        return str(self._inside(path)) + ("/" if path.endswith("/") else "")
 
     # ------------------------------------------------------------------ commands
 
@@ -293,9 +320,9 @@ class LocalConnection:
         return RemoteError(message, machine=self._machine, next=next)
 
 
-def _copied(source: Path, target: Path, progress: Progress | None) -> Transferred:
+def _copied(source: Path, target: Path, copy: Copy) -> Transferred:
     file = described(source)
-    copy = Copy(file.size, progress)
+    copy.total_bytes = file.size
     copy.file(source, file, target)
     return copy.done()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from gpuctl.errors import RemoteError
@@ -16,7 +15,6 @@ def connect(
     *,
     machine: str | None = None,
     home: Path | None = None,
-    alternatives: Sequence[SshAccess] = (),
 ) -> Connection:
     """Return a connection to the machine that ``access`` describes. Does not connect yet.
 
@@ -24,10 +22,10 @@ def connect(
         access: as its provider says; None when it does not tell (yet).
         machine: its name, for what goes wrong; the host keys of a machine are kept under it.
         home: GPUCTL_HOME; the environment's by default.
-        alternatives: other ways to the same machine, tried when the first does not answer.
 
     Raises:
         RemoteError: there is no way in.
+        UsageError: its environment or PATH has a name that no shell takes.
     """
     match access:
         case LocalAccess():
@@ -37,9 +35,7 @@ def connect(
         case SshAccess():
             from gpuctl.remote.ssh import SshConnection
 
-            return SshConnection(
-                access, home=home or home_path(), machine=machine, alternatives=alternatives
-            )
+            return SshConnection(access, home=home or home_path(), machine=machine)
         case None:
             raise RemoteError(
                 "The provider does not say how to reach the machine",

@@ -7,8 +7,6 @@ is ever sent twice: when its link breaks, nobody knows how far it came.
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,12 +16,12 @@ from typing import TYPE_CHECKING
 from gpuctl.errors import RemoteError, UsageError
 from gpuctl.printable import printable
 from gpuctl.remote.connection import Completed, Progress, Transferred
-from gpuctl.remote.keys import key_file
+from gpuctl.remote.foreground import call_in_foreground
 from gpuctl.remote.known_hosts import KnownHost
-from gpuctl.remote.local_process import exit_code
 from gpuctl.remote.ssh_channel import Broken, Refused
 from gpuctl.remote.ssh_command import (
     END_SCRIPT,
+    WRITE_SCRIPT,
     SshCommand,
     TooMuchOutput,
     command_line,
@@ -33,6 +31,7 @@ from gpuctl.remote.ssh_links import SshLinks
 from gpuctl.remote.ssh_login import Identities, Patience
 from gpuctl.remote.ssh_options import ssh_argv
 from gpuctl.remote.ssh_process import SshByteChannel, SshProcess
+from gpuctl.remote.ssh_setup import setup_script, shell_line
 from providers.base import SshAccess
 
 if TYPE_CHECKING:
@@ -43,30 +42,22 @@ _STDERR_KEPT = 8192
 _LOOK_SECONDS = 0.5
 _END_SECONDS = 15.0  # ending a command takes at most this long
 _STREAM_WINDOW = 8 << 20  # bytes under way to us on one stream: 160 MB/s at 50 ms
-_WRITE_SCRIPT = """
-umask 077
-[ ! -d "$1" ] || { echo "a folder is where a file should go" >&2; exit 1; }
-folder=$(dirname -- "$1") && mkdir -p -- "$folder" || exit 1
-draft=$(mktemp "$folder/.gpuctl-XXXXXXXX") || exit 1
-trap 'rm -f -- "$draft"' EXIT
-cat >"$draft" && [ "$(wc -c <"$draft")" -eq "$3" ] && chmod "$2" "$draft" && mv -f -- "$draft" "$1"
-"""
 
 
 class SshConnection:
     """Implements `gpuctl.remote.connection.Connection`. Safe to use from several threads.
 
     Args:
-        access: as its provider says.
+        access: as its provider says. Its folder, environment and PATH hold for its alternatives
+            too, and so do the host keys of any of them.
         home: GPUCTL_HOME, where our key and the machine's host key are.
         machine: its name; host keys are kept under it.
-        alternatives: other ways to the same machine (a provider's proxy), tried in this order
-            when the ones before do not answer.
-        folder: the folder that is ours to use there, relative to the login folder; made on
-            first use. The login folder itself by default.
         environ: where the user's own keys and agent are looked for.
         patience: how long what may take.
         output_limit: bytes of stdout and stderr together that `run` takes.
+
+    Raises:
+        UsageError: the environment or PATH has a name that no shell takes.
     """
 
     def __init__(
@@ -75,20 +66,20 @@ class SshConnection:
         *,
         home: Path,
         machine: str | None = None,
-        alternatives: Sequence[SshAccess] = (),
-        folder: str | None = None,
         environ: Mapping[str, str] = os.environ,
         patience: Patience | None = None,
         output_limit: int = _OUTPUT_LIMIT,
     ) -> None:
-        self._gpuctl_home = home
         self._machine = machine
-        self._folder = folder
+        self._has_folder = bool(access.folder)
+        self._setup = setup_script(access)
         self._there: str | None = None
         self._output_limit = output_limit
-        self._known = KnownHost(home, machine or f"{access.host}_{access.port}", access.host_keys)
+        ways = (access, *access.alternatives)
+        keys = dict.fromkeys(key for way in ways for key in way.host_keys)
+        self._known = KnownHost(home, machine or f"{access.host}_{access.port}", tuple(keys))
         self._links = SshLinks(
-            (access, *alternatives),
+            ways,
             self._known,
             Identities(home, environ),
             machine=machine,
@@ -105,9 +96,8 @@ class SshConnection:
             RemoteError: the machine cannot be reached, or has no such folder.
         """
         if self._there is None:
-            script = 'cd && if [ -n "$1" ]; then mkdir -p -m 700 -- "$1" && cd -- "$1"; fi && pwd'
-            argv = ["sh", "-c", script, "sh", self._folder or ""]
-            done = self._run(command_line(argv), b"", self._links.patience.command)
+            script = "pwd" if self._has_folder else "cd && pwd"
+            done = self.run(["sh", "-c", script], timeout=self._links.patience.command)
             path = done.stdout.rstrip(b"\n").decode("utf-8", "surrogateescape")
             if done.exit_code or not path.startswith("/"):
                 raise self._error(f"The machine has no folder for us{_said(done.stderr)}")
@@ -143,7 +133,15 @@ class SshConnection:
             let_go=self._links.end,
         )
 
-    def put(self, source: Path, target: str, *, progress: Progress | None = None) -> Transferred:
+    def put(
+        self,
+        source: Path,
+        target: str,
+        *,
+        progress: Progress | None = None,
+        checksum: bool = False,
+        rate: float | None = None,
+    ) -> Transferred:
         """Send a file or a tree; see `Connection.put`.
 
         Raises:
@@ -157,11 +155,21 @@ class SshConnection:
             source,
             self.inside(target),
             progress=progress,
+            checksum=checksum,
+            rate=rate,
             machine=self._machine,
             sftp=self.sftp,
         )
 
-    def get(self, source: str, target: Path, *, progress: Progress | None = None) -> Transferred:
+    def get(
+        self,
+        source: str,
+        target: Path,
+        *,
+        progress: Progress | None = None,
+        checksum: bool = False,
+        rate: float | None = None,
+    ) -> Transferred:
         """Fetch a file or a tree; nothing lands outside ``target``.
 
         Raises:
@@ -170,15 +178,16 @@ class SshConnection:
         """
         from gpuctl.remote.transfer.download import download
 
-        fetched = download(
+        return download(
             self.channels(),
             self.inside(source),
             target,
             progress=progress,
+            checksum=checksum,
+            rate=rate,
             machine=self._machine,
             sftp=self.sftp,
         )
-        return fetched.transferred
 
     def write(self, path: str, content: bytes, *, mode: int = 0o600) -> None:
         """Write a small file on the machine, whole or not at all.
@@ -186,33 +195,30 @@ class SshConnection:
         Raises:
             RemoteError: it cannot be written.
         """
-        argv = ["sh", "-c", _WRITE_SCRIPT, "sh", self.inside(path), f"{mode:o}", str(len(content))]
+        argv = ["sh", "-c", WRITE_SCRIPT, "sh", self.inside(path), f"{mode:o}", str(len(content))]
         done = self.run(argv, stdin=content, timeout=self._links.patience.idle)
         if done.exit_code:
             raise self._error(f"{path} was not written{_said(done.stderr)}")
 
-    def interactive(self, command: Sequence[str]) -> int:
+    def interactive(self, command: Sequence[str], *, forwards: Sequence[str] = ()) -> int:
         """Give the caller's terminal to a command there (a login shell when empty).
+
+        Args:
+            command: an argv.
+            forwards: ports to carry along, from `gpuctl.remote.forwarding`.
 
         Raises:
             RemoteError: the machine cannot be reached, or there is no ssh on this computer.
         """
         terminal = sys.stdin.isatty() and sys.stdout.isatty()
-        argv = self.ssh_argv(command, terminal=terminal)
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command
+        argv = self.ssh_argv(command, terminal=terminal, forwards=forwards)
         try:
-            return exit_code(
-                subprocess.call(
-                    argv, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-                )
-            )
+            return call_in_foreground(argv)
         except FileNotFoundError as error:
             raise self._error(
                 "There is no ssh on this computer, which terminals need",
-                next="Install OpenSSH's client; `gpuctl exec` works without.",
+                next="Install OpenSSH's client.",
             ) from error
-        finally:
-            signal.signal(signal.SIGINT, before)
 
     def close(self) -> None:
         """Let go. What was started and detached there lives on."""
@@ -263,19 +269,7 @@ class SshConnection:
         Raises:
             RemoteError: the machine cannot be reached, or has no SFTP.
         """
-        from paramiko import SFTPClient
-        from paramiko.ssh_exception import SSHException
-
-        transport = self._links.login().transport
-        transport.channel_timeout = self._links.patience.command
-        try:
-            session = SFTPClient.from_transport(transport)
-        except (SSHException, EOFError) as error:
-            raise self._error(f"The machine gives no SFTP session: {error}") from error
-        if session is None:
-            raise self._error("The machine gives no SFTP session")
-        session.get_channel().settimeout(self._links.patience.idle)
-        return session
+        return self._links.sftp()
 
     # ------------------------------------------------------------------ for others in remote/
 
@@ -289,28 +283,42 @@ class SshConnection:
         """Seconds that each step of the last login took: "tcp", "banner", "login"."""
         return self._links.steps
 
+    @property
+    def address(self) -> SshAccess:
+        """The way in that worked last; the first one before any did."""
+        return self._links.address
+
+    @property
+    def identity(self) -> str | None:
+        """The key that the last login took: an absolute path, or what it is in the user's agent."""
+        return self._links.identity
+
     def inside(self, path: str) -> str:
         """Return a path of the machine as an absolute one. Raises RemoteError."""
         return path if path.startswith("/") else f"{self.home}/{path}"
 
-    def ssh_argv(self, command: Sequence[str] = (), *, terminal: bool = False) -> list[str]:
+    def ssh_argv(
+        self,
+        command: Sequence[str] = (),
+        *,
+        terminal: bool = False,
+        forwards: Sequence[str] = (),
+    ) -> list[str]:
         """Return the argv of the system's ssh to this machine; connects first, to pin its key.
 
         Raises:
             RemoteError: the machine cannot be reached.
         """
         login = self._links.login()
-        own = key_file(self._gpuctl_home)
         key = Path(login.identity) if login.identity.startswith("/") else None
-        return ssh_argv(
-            login.address, own if key == own else key, self._known, command, terminal=terminal
-        )
+        line = shell_line(command, self._setup)
+        return ssh_argv(login.address, key, self._known, line, terminal=terminal, forwards=forwards)
 
     # ------------------------------------------------------------------ commands
 
     def _line(self, command: Sequence[str] | str) -> bytes:
         try:
-            return command_line(command, self.home if self._folder else None)
+            return command_line(command, self._setup)
         except ValueError as error:
             raise UsageError(
                 f"A command cannot be sent to a machine: {error}",

@@ -20,6 +20,8 @@ WINDOW = 2 << 20  # bytes that may be under way to us, as OpenSSH's own
 PACKET = 128 << 10  # the largest packet we take; OpenSSH's limit is 256 KiB
 _STDERR_KEPT = 8192
 _SMALL = 4096
+_GOOD_PIECE = 256 << 10  # what is worth sending when there is more to send
+_GOOD_SECONDS = 0.1  # how long to wait for room for it
 
 
 class Broken(Exception):
@@ -99,7 +101,8 @@ class CommandChannel:
         self._remote: int | None = None
         self._refusal: str | None = None
         self._broken: str | None = None
-        self._out_window = 0
+        self._out_window = self._full_window = 0
+        self._wanted = 1  # room in the window that is worth waking a writer for
         self._out_packet = 0
         self._in_window = WINDOW  # what the peer may still send
         self._credit = 0  # read by us and not yet given back to the peer
@@ -211,7 +214,7 @@ class CommandChannel:
         """
         while data:
             with self._changed:
-                self._wait(lambda: self._out_window or self._over, time.monotonic() + idle)
+                self._wait_for_room(len(data), idle)
                 if self._over or self._eof_sent:
                     raise Broken("the command does not take input any more")
                 size = min(len(data), self._out_window)
@@ -220,6 +223,15 @@ class CommandChannel:
             assert remote is not None
             self._link.send_data(remote, data[:size], packet)
             data = data[size:]
+
+    def _wait_for_room(self, size: int, idle: float) -> None:
+        """Wait until a good piece of the data can go: many small ones cost more than they gain."""
+        good = min(size, self._full_window // 4, _GOOD_PIECE)
+        if self._out_window < good:
+            self._wanted = good
+            self._changed.wait_for(lambda: self._out_window >= good or self._over, _GOOD_SECONDS)
+            self._wanted = 1
+        self._wait(lambda: self._out_window or self._over, time.monotonic() + idle)
 
     def close_write(self) -> None:
         """Say that nothing more comes. Raises Broken."""
@@ -269,6 +281,7 @@ class CommandChannel:
     def _set_remote_channel(self, number: int, window: int, packet: int) -> None:
         with self._changed:
             self._remote, self._out_window, self._out_packet = number, window, packet
+            self._full_window = window
             self._changed.notify_all()
             late = self._close_sent
         if late:
@@ -317,7 +330,8 @@ class CommandChannel:
         """The command takes more."""
         with self._changed:
             self._out_window += more
-            self._changed.notify_all()
+            if self._out_window >= self._wanted:
+                self._changed.notify_all()
 
     def on_exit(self, code: int) -> None:
         """It ended."""

@@ -23,9 +23,9 @@ _CHUNK = 256 << 10
 _LOOK_SECONDS = 0.5
 _QUIET_SECONDS = 0.2  # how long what a command left in the background may hold its output open
 LONGEST = 120 << 10  # bytes; Linux takes 128 KiB in one argument
-_ARGV = 'echo "gpuctl-command $$"; {cd}exec "$@"'
+_ARGV = 'echo "gpuctl-command $$"; {setup}exec "$@"'
 _SHELL = (
-    'echo "gpuctl-command $$"; {cd}'
+    'echo "gpuctl-command $$"; {setup}'
     'command -v bash >/dev/null 2>&1 && exec bash -c "$1"; exec sh -c "$1"'
 )
 # $1 is the first process of the command; the SSH server made it lead a session of its own.
@@ -40,22 +40,31 @@ done
 exit 1
 """
 
+# $1: the file, $2: its mode, $3: its size; the content is on stdin.
+WRITE_SCRIPT = """
+umask 077
+[ ! -d "$1" ] || { echo "a folder is where a file should go" >&2; exit 1; }
+folder=$(dirname -- "$1") && mkdir -p -- "$folder" || exit 1
+draft=$(mktemp "$folder/.gpuctl-XXXXXXXX") || exit 1
+trap 'rm -f -- "$draft"' EXIT
+cat >"$draft" && [ "$(wc -c <"$draft")" -eq "$3" ] && chmod "$2" "$draft" && mv -f -- "$draft" "$1"
+"""
 
-def command_line(command: Sequence[str] | str, folder: str | None = None) -> bytes:
+
+def command_line(command: Sequence[str] | str, setup: str = "") -> bytes:
     """Return what a login shell must be given to start a command.
 
     Args:
         command: an argv, or a script for bash (else sh).
-        folder: where to run it; the login folder by default.
+        setup: shell commands that come first, from `setup_script`.
 
     Raises:
         ValueError: it is longer than any shell takes, or has a NUL in it.
     """
-    cd = f"cd -- {shlex.quote(folder)} && " if folder else ""
     if isinstance(command, str):
-        words = ["sh", "-c", _SHELL.format(cd=cd and cd[:-3] + "|| exit; "), "sh", command]
+        words = ["sh", "-c", _SHELL.format(setup=setup), "sh", command]
     else:
-        words = ["sh", "-c", _ARGV.format(cd=cd), "sh", *command]
+        words = ["sh", "-c", _ARGV.format(setup=setup), "sh", *command]
     line = ("exec " + shlex.join(words)).encode("utf-8", "surrogateescape")
     if b"\0" in line:
         raise ValueError("it has a NUL byte in it")

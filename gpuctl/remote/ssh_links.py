@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from tenacity import (
     RetryCallState,
@@ -24,6 +25,9 @@ from gpuctl.remote.ssh_channel import Broken, CommandChannel, Refused
 from gpuctl.remote.ssh_command import SshCommand
 from gpuctl.remote.ssh_login import Identities, Login, Patience, Unreachable, log_in
 from providers.base import SshAccess
+
+if TYPE_CHECKING:
+    from paramiko import SFTPClient
 
 _FIRST_PAUSE = 0.2
 _LONGEST_PAUSE = 5.0
@@ -56,6 +60,8 @@ class SshLinks:
         self._machine = machine
         self._lock = threading.Lock()
         self._shared: Login | None = None
+        self._steps: Mapping[str, float] = {}
+        self._identity: str | None = None
         self._spare: CommandChannel | None = None
         self._been_there = False
         self._closed = False
@@ -104,6 +110,28 @@ class SshLinks:
         if command.own_link is not None:
             command.own_link.transport.close()
 
+    def sftp(self) -> SFTPClient:
+        """Open an SFTP session on the shared link; the caller closes it.
+
+        Raises:
+            RemoteError: the machine cannot be reached, or has no SFTP.
+        """
+        from paramiko import SFTPClient
+        from paramiko.ssh_exception import SSHException
+
+        transport = self.login().transport
+        transport.channel_timeout = self.patience.command
+        try:
+            session = SFTPClient.from_transport(transport)
+        except (SSHException, EOFError) as error:
+            raise RemoteError(
+                f"The machine gives no SFTP session: {error}", machine=self._machine
+            ) from error
+        if session is None:
+            raise RemoteError("The machine gives no SFTP session", machine=self._machine)
+        session.get_channel().settimeout(self.patience.idle)
+        return session
+
     def login(self) -> Login:
         """Return the shared link, made anew if it broke.
 
@@ -117,6 +145,7 @@ class SshLinks:
                 self._shared, self._spare = None, None
                 self._shared = self._again() if self._been_there else self._log_in()
                 self._been_there = True
+                self._steps, self._identity = self._shared.steps, self._shared.identity
                 try:
                     self._spare = self._shared.transport.ask_channel()
                 except Broken:
@@ -132,8 +161,17 @@ class SshLinks:
     @property
     def steps(self) -> Mapping[str, float]:
         """Seconds that each step of the last login took; empty before the first."""
-        with self._lock:
-            return dict(self._shared.steps) if self._shared else {}
+        return self._steps
+
+    @property
+    def address(self) -> SshAccess:
+        """The address that is tried first: the one that worked last."""
+        return self._addresses[0]
+
+    @property
+    def identity(self) -> str | None:
+        """The key that the machine took at the last login; None before the first."""
+        return self._identity
 
     def close(self) -> None:
         """Close the shared link; those who hold one of their own close it."""

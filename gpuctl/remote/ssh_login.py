@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,10 +21,12 @@ from gpuctl.errors import RemoteError
 from gpuctl.printable import printable
 from gpuctl.remote.keys import key_file, own_key_files
 from gpuctl.remote.known_hosts import HostKey, KnownHost
+from gpuctl.remote.ssh_proxy import ProxyFailed, ProxyLink
 from gpuctl.remote.ssh_transport import SshTransport, check_paramiko
 from providers.base import SshAccess
 
 _AGENT_SECONDS = 5.0
+_ABOUT_SECONDS = 0.2  # paramiko keeps deadlines about that well
 _MOST_KEYS = 5  # OpenSSH hangs up after six failures
 _RSA = ("rsa-sha2-512", "rsa-sha2-256")
 
@@ -56,13 +58,24 @@ class Patience:
 
 @dataclass(frozen=True, slots=True)
 class Identities:
-    """The keys to log in with: that of the home first, then the user's agent and own keys."""
+    """The keys to log in with: the home's, those named for the machine, the user's agent and own.
+
+    Args:
+        home: GPUCTL_HOME.
+        environ: where the user's agent and own keys are looked for.
+    """
 
     home: Path
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
-    def each(self) -> Iterator[tuple[str, paramiko.PKey]]:
+    def each(
+        self, named: Sequence[str], unusable: list[str]
+    ) -> Iterator[tuple[str, paramiko.PKey]]:
         """Yield (what it is, key). Each is only looked for when the one before was refused.
+
+        Args:
+            named: private key files to try after the home's own.
+            unusable: takes a word about each of those that cannot be read without help.
 
         Raises:
             UsageError: the home's key cannot be made or read.
@@ -74,6 +87,16 @@ class Identities:
             raise LoginRefused(
                 f"{file} is not a usable SSH key: {error}", next="Remove it; gpuctl makes another."
             ) from error
+        for name in named:
+            place = Path(name).expanduser().absolute()
+            if place == file.absolute():
+                continue
+            try:
+                yield str(place), paramiko.PKey.from_path(place)
+            except (paramiko.PasswordRequiredException, TypeError):
+                unusable.append(f"{name} has a passphrase, and only an ssh-agent can use it")
+            except (SSHException, OSError, ValueError) as error:
+                unusable.append(f"{name} cannot be used: {_words(error)}")
         for key in self._in_agent():
             yield f"{key.get_name()} in ssh-agent", key
         for file in own_key_files(self.environ):
@@ -128,7 +151,8 @@ def log_in(
     """
     check_paramiko()
     begun = time.monotonic()
-    link = _dialled(address, machine, patience.connect)
+    dial = _proxied if address.proxy else _dialled
+    link = dial(address, machine, patience)
     connected = time.monotonic()
     deadline = connected + patience.login
     try:
@@ -154,9 +178,9 @@ def log_in(
     return Login(transport, address, identity, steps)
 
 
-def _dialled(address: SshAccess, machine: str | None, timeout: float) -> socket.socket:
+def _dialled(address: SshAccess, machine: str | None, patience: Patience) -> socket.socket:
     try:
-        link = socket.create_connection((address.host, address.port), timeout)
+        link = socket.create_connection((address.host, address.port), patience.connect)
     except (OSError, UnicodeError) as error:
         why = "no answer" if isinstance(error, TimeoutError) else _words(error)
         raise Unreachable(
@@ -165,6 +189,28 @@ def _dialled(address: SshAccess, machine: str | None, timeout: float) -> socket.
             next="It may still be starting. `gpuctl list --refresh` shows what its provider says.",
         ) from error
     link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return link
+
+
+def _proxied(address: SshAccess, machine: str | None, patience: Patience) -> socket.socket:
+    link: ProxyLink | None = None
+    try:
+        link = ProxyLink(address.proxy)
+        # It may have to log in somewhere itself before anything comes.
+        link.wait_for_peer(patience.connect + patience.login)
+    except BaseException as error:
+        said = ""
+        if link is not None:
+            link.close()
+            said = link.last_words()
+        if not isinstance(error, ProxyFailed):
+            raise
+        raise Unreachable(
+            f"{_at(address)} is reached through a proxy command ({address.proxy[0]}), which gave "
+            f"no connection: {error}" + (f"; it said: {said}" if said else ""),
+            machine=machine,
+            next="Try the command by hand; the machine may also still be starting.",
+        ) from error
     return link
 
 
@@ -211,8 +257,9 @@ def _authenticate(
 ) -> str:
     """Return which key was accepted."""
     offered: list[str] = []
-    for name, key in identities.each():
-        if len(offered) == _MOST_KEYS or time.monotonic() > deadline:
+    unusable: list[str] = []
+    for name, key in identities.each(address.identities, unusable):
+        if len(offered) == _MOST_KEYS:
             break
         transport.auth_timeout = max(0.1, deadline - time.monotonic())
         offered.append(name)
@@ -228,6 +275,12 @@ def _authenticate(
                 raise _refused(
                     address, machine, f"it hung up over {name} ({printable(str(error))[:200]})"
                 ) from error
+            if time.monotonic() > deadline - _ABOUT_SECONDS:
+                raise Unreachable(
+                    f"{_at(address)} did not answer the login in time",
+                    machine=machine,
+                    next="It may still be starting, or be very busy. Try again.",
+                ) from error
             continue
         except (SSHException, EOFError) as error:
             why = printable(str(error))[:200] or "no word"
@@ -239,7 +292,8 @@ def _authenticate(
         if more:
             raise _refused(address, machine, "it wants something besides a key")
         return name
-    raise _refused(address, machine, f"it refused {', '.join(offered)}")
+    reasons = [f"it refused {', '.join(offered)}", *unusable]
+    raise _refused(address, machine, printable("; ".join(reasons)))
 
 
 def _refused(address: SshAccess, machine: str | None, why: str) -> LoginRefused:

@@ -22,9 +22,9 @@ from paramiko.message import Message
 from paramiko.packet import NeedRekeyException, Packetizer
 from paramiko.ssh_exception import SSHException
 
-DATA = 94  # SSH_MSG_CHANNEL_DATA, RFC 4254
+WINDOW_ADJUST, DATA = 93, 94  # SSH_MSG_CHANNEL_..., RFC 4254
 _LENGTH = struct.Struct(">I")
-_DATA_HEAD = struct.Struct(">BBII")  # padding length, type, channel, data length
+_DATA_HEAD = struct.Struct(">BBII")  # padding length, type, channel, data length or window
 _BLOCK = 16
 _TAG = 16
 _MAX_PACKET = 256 << 10  # as OpenSSH's PACKET_MAX_SIZE
@@ -34,6 +34,8 @@ _BANNER_LIMIT = 64 << 10
 
 Deliver = Callable[[int, memoryview], bool]
 """Takes the data of a channel; False when it is not this one's business."""
+Adjust = Callable[[int, int], bool]
+"""Takes how much more a channel's peer reads; False when it is not this one's business."""
 
 
 class FastPacketizer(Packetizer):  # type: ignore[misc]  # paramiko has no types
@@ -43,7 +45,7 @@ class FastPacketizer(Packetizer):  # type: ignore[misc]  # paramiko has no types
         REKEY_BYTES: new keys after 64 GiB, as OpenSSH does for ciphers with blocks of 16 bytes.
         BATCH: bytes of channel data in one send; small enough that a command is not kept waiting
             behind it on a slow link.
-        deliver: takes channel data before the transport sees it.
+        deliver, adjust: take channel data and windows before the transport sees them.
         stall_seconds: how long the peer may take nothing of what is sent.
         silent_seconds: how long nothing at all may come although it was asked for.
     """
@@ -54,6 +56,7 @@ class FastPacketizer(Packetizer):  # type: ignore[misc]  # paramiko has no types
     def __init__(self, link: socket.socket) -> None:
         super().__init__(link)
         self.deliver: Deliver | None = None
+        self.adjust: Adjust | None = None
         self.stall_seconds = 60.0
         self.silent_seconds = 45.0
         self.banner_at: float | None = None  # time.monotonic() when the version line was there
@@ -226,7 +229,7 @@ class FastPacketizer(Packetizer):  # type: ignore[misc]  # paramiko has no types
             return answer
         while True:
             plain, end = self._open_next()
-            if plain[1] != DATA or not self._delivered(plain, end):
+            if plain[1] not in (DATA, WINDOW_ADJUST) or not self._delivered(plain, end):
                 message = Message(plain[2:end])
                 message.seqno = self._in_packets & 0xFFFFFFFF
                 return plain[1], message
@@ -259,9 +262,11 @@ class FastPacketizer(Packetizer):  # type: ignore[misc]  # paramiko has no types
         return plain, end
 
     def _delivered(self, plain: bytes, end: int) -> bool:
-        if self.deliver is None or end < _DATA_HEAD.size:
+        if self.deliver is None or self.adjust is None or end < _DATA_HEAD.size:
             return False
-        _, _, channel, size = _DATA_HEAD.unpack_from(plain)
+        _, kind, channel, size = _DATA_HEAD.unpack_from(plain)
+        if kind == WINDOW_ADJUST:
+            return self.adjust(channel, size)
         if _DATA_HEAD.size + size > end:
             raise SSHException("it sent a packet that claims more data than it has")
         return self.deliver(channel, memoryview(plain)[_DATA_HEAD.size : _DATA_HEAD.size + size])

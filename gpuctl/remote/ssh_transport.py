@@ -128,6 +128,7 @@ class SshTransport(Transport):  # type: ignore[misc]  # paramiko has no types
         if host_key_types:
             options.key_types = list(host_key_types)
         self.packetizer.deliver = self._deliver
+        self.packetizer.adjust = self._adjust
         self.measured = threading.Event()  # a round trip was
         self._why: str | None = None
         self._deferred: list[bytes] = []  # what our own thread may not send while keys change
@@ -236,6 +237,13 @@ class SshTransport(Transport):  # type: ignore[misc]  # paramiko has no types
         if not isinstance(channel, CommandChannel) or self._expected_packet:
             return False
         _obey(channel.on_data(data))
+        return True
+
+    def _adjust(self, number: int, more: int) -> bool:
+        channel = self._channels.get(number)
+        if not isinstance(channel, CommandChannel) or self._expected_packet:
+            return False
+        channel.on_window(more)
         return True
 
     def _on_opened(self, message: Message) -> None:

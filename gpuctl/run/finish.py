@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpuctl.agent.client import OutputState
-from gpuctl.errors import GpuctlError, RemoteError, StoreError
+from gpuctl.errors import GpuctlError, NoCredentials, RemoteError, StoreError
 from gpuctl.fleet.lease import keep, renew
 from gpuctl.fleet.receipt import Receipt
 from gpuctl.fleet.release import release_all
 from gpuctl.fleet.watchdog import ensure_watchdog
 from gpuctl.ledger import MachineRow
+from gpuctl.run.buckets import output_from_machine, output_from_store
 from gpuctl.run.launch import workdir_on
 from gpuctl.run.work import Live, Work
-from gpuctl.spec import Output
+from gpuctl.spec import Output, is_s3
 from gpuctl.store import CorruptManifest, Manifest
 
 _WHAT_IS = 'test -d "$1" && exit 10; test -e "$1" && exit 11; exit 12'
@@ -52,22 +53,14 @@ def deliver_outputs(
     if not work.spec.outputs:
         return []
     stored, trouble = _stored_outputs(work, number)
+    trouble = trouble if live is None else None  # else the machine still has everything
     missing = {output.source for output in told if output.missing}
     delivered: list[str] = []
     for output in work.spec.outputs:
         found = stored.get(output.source)
-        dest = None
-        try:
-            if found is not None:
-                dest = _from_store(work, found, output)
-            elif trouble is not None and live is None:
-                raise trouble
-        except StoreError as error:
-            if live is None:
-                raise
-            work.report.warn(error.message)
-        if dest is None and live is not None and output.source not in missing:
-            dest = _from_machine(work, live, output, in_store=found is not None)
+        there = None if output.source in missing else live
+        deliver = _to_bucket if is_s3(output.target) else _to_here
+        dest = deliver(work, there, output, found, trouble)
         if dest is not None:
             delivered.append(str(dest))
         elif not quietly:
@@ -84,6 +77,29 @@ def _stored_outputs(work: Work, number: int) -> tuple[dict[str, Manifest], Store
     except StoreError as error:
         return {}, error
     return newest, None
+
+
+def _to_here(
+    work: Work,
+    live: Live | None,
+    output: Output,
+    found: Manifest | None,
+    trouble: StoreError | None,
+) -> Path | None:
+    """Fetch an output to this computer: from the store, else from its machine."""
+    dest = None
+    try:
+        if found is not None:
+            dest = _from_store(work, found, output)
+        elif trouble is not None:
+            raise trouble
+    except StoreError as error:
+        if live is None:
+            raise
+        work.report.warn(error.message)
+    if dest is None and live is not None:
+        dest = _from_machine(work, live, output, in_store=found is not None)
+    return dest
 
 
 def _from_store(work: Work, found: Manifest, output: Output) -> Path:
@@ -128,7 +144,48 @@ def _from_machine(work: Work, live: Live, output: Output, *, in_store: bool) -> 
     return dest
 
 
-def _note_output(work: Work, output: Output, dest: Path, size: int) -> None:
+def _to_bucket(
+    work: Work,
+    live: Live | None,
+    output: Output,
+    found: Manifest | None,
+    trouble: StoreError | None,
+) -> str | None:
+    """Send an output to its bucket: straight from its machine, else from the store."""
+    try:
+        if live is not None:
+            path = f"{workdir_on(live.connection)}/{output.source}"
+            size = output_from_machine(work, live, output, path)
+            if size is not None:
+                _note_output(work, output, output.target, size)
+                return output.target
+    except (RemoteError, StoreError, NoCredentials) as error:
+        if found is None:
+            raise OnlyThere(
+                f"{output.source} is only on {live.machine if live else 'its machine'}: it could "
+                f"not be sent to {output.target}: {error.message}",
+                machine=live.machine if live else None,
+                next=f"{error.next or ''} `gpuctl resume {work.run_id}` tries again while the "
+                "machine is there.".strip(),
+            ) from error
+        work.report.warn(error.message)
+    if found is None:
+        if trouble is not None:
+            raise trouble
+        return None
+    work.report.step(f"sending {output.source} from the store to {output.target}")
+    try:
+        size = output_from_store(work, found, output)
+    except (StoreError, NoCredentials) as error:
+        raise StoreError(
+            f"{output.source} could not be sent to {output.target}: {error.message}",
+            next=f"It is in {work.store.location}: `gpuctl resume {work.run_id}` sends it.",
+        ) from error
+    _note_output(work, output, output.target, size)
+    return output.target
+
+
+def _note_output(work: Work, output: Output, dest: Path | str, size: int) -> None:
     work.fleet.ledger.record(
         "output", run=work.run_id, **{"from": output.source, "to": str(dest)}, bytes=size
     )

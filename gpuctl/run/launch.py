@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpuctl.agent.client import AgentClient, Job
+from gpuctl.agent.client import AgentClient, Job, Probe
 from gpuctl.errors import GpuctlError
 from gpuctl.fleet.guard import armed_agent
 from gpuctl.fleet.lease import Renewal
@@ -15,6 +15,7 @@ from gpuctl.fleet.ready import Ready, make_ready
 from gpuctl.ledger import MachineRow
 from gpuctl.printable import printable
 from gpuctl.remote.connection import Connection
+from gpuctl.run.buckets import bring_data
 from gpuctl.run.caps import Allowance
 from gpuctl.run.preflight import unmet
 from gpuctl.run.prepare import needs_of
@@ -26,6 +27,7 @@ from gpuctl.run.relay import (
     send_checkpoint,
 )
 from gpuctl.run.work import Live, Work
+from gpuctl.spec import is_s3
 from gpuctl.store import CorruptManifest, Manifest, Newest
 from providers.base import LocalAccess, Machine
 
@@ -93,7 +95,7 @@ def launch(
 
     work.report.step(f"{row.name}: waiting until it answers")
     ready = make_ready(work.fleet, row, machine, check=check)
-    agent = armed_agent(
+    agent, facts = armed_agent(
         ready,
         row,
         agent_folder(work.run_id, number),
@@ -103,7 +105,7 @@ def launch(
     )
     renewal.arm(agent.renew)
     check()
-    _check_hardware(work, row, agent, ready.connection)
+    _check_hardware(work, row, facts)
     workdir = workdir_on(ready.connection)
     work.fleet.ledger.record("run_state", run=work.run_id, state="preparing")
     _send(work, ready.connection, workdir, check)
@@ -126,10 +128,8 @@ def launch(
     return Live(number, row.name, ready.connection, agent, outbox)
 
 
-def _check_hardware(
-    work: Work, row: MachineRow, agent: AgentClient, connection: Connection
-) -> None:
-    complaints = unmet(needs_of(work.spec), agent.probe(connection.home))
+def _check_hardware(work: Work, row: MachineRow, facts: Probe) -> None:
+    complaints = unmet(needs_of(work.spec), facts)
     if complaints:
         raise Unfit(f"preflight on {row.name}: {'; '.join(complaints)}", machine=row.name)
 
@@ -149,6 +149,9 @@ def _send(work: Work, connection: Connection, workdir: str, check: Callable[[], 
     for item in work.spec.data:
         check()
         target = f"{workdir}/{item.target}"
+        if is_s3(item.source):
+            bring_data(work, connection, item.source, target, progress(item.source))
+            continue
         work.report.step(f"sending {item.source} to {item.target}")
         connection.put(Path(item.source), target, progress=progress(item.source))
 

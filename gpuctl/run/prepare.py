@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from gpuctl.errors import SpecError, UsageError
+from gpuctl.buckets import check_source, check_target
+from gpuctl.errors import NoCredentials, SpecError, StoreError, UsageError
 from gpuctl.ledger import RunRow
 from gpuctl.run.caps import Caps
 from gpuctl.run.preflight import Needs
-from gpuctl.spec import RunSpec, missing_secrets
+from gpuctl.spec import RunSpec, is_s3, missing_secrets
+from gpuctl.store.bucket import Address, parse_address
 from providers.base import Rehearsal, Want
 
 
@@ -106,28 +109,42 @@ def secrets_of(spec: RunSpec, environ: Mapping[str, str]) -> dict[str, str]:
     return {name: environ[name] for name in spec.secrets}
 
 
-def check_inputs(spec: RunSpec) -> None:
-    """Check what has to be on this computer before a machine is rented for it.
+def check_inputs(spec: RunSpec, environ: Mapping[str, str] = os.environ) -> None:
+    """Check what the run needs from this computer and from buckets, before a machine is rented.
+
+    Args:
+        spec: whose inputs, and whose outputs' buckets.
+        environ: the AWS SDK's own settings.
 
     Raises:
-        SpecError: a folder or file is not there, or needs what is not built yet.
+        SpecError: a folder or file is not there, or a bucket is not as it must be.
+        NoCredentials: a bucket does not let this computer in.
     """
     if not Path(spec.workdir).is_dir():
         raise SpecError(f"workdir: {spec.workdir} is not a folder")
     for index, item in enumerate(spec.data):
-        if item.source.startswith("s3://"):
-            raise SpecError(
-                f"data.{index}.from: {item.source}: reading data from S3 is not built yet",
-                next="Put the data into a folder, or fetch it in `setup`.",
-            )
-        if not Path(item.source).exists():
-            raise SpecError(f"data.{index}.from: there is no {item.source}")
+        key = f"data.{index}.from"
+        if is_s3(item.source):
+            _ask_bucket(key, check_source, item.source, environ)
+        elif not Path(item.source).exists():
+            raise SpecError(f"{key}: there is no {item.source}")
     for index, output in enumerate(spec.outputs):
-        if output.target.startswith("s3://"):
-            raise SpecError(
-                f"outputs.{index}.to: {output.target}: writing outputs to S3 is not built yet",
-                next="Name a folder; an S3 store (checkpoints.store) keeps the result too.",
-            )
+        if is_s3(output.target):
+            _ask_bucket(f"outputs.{index}.to", check_target, output.target, environ)
+
+
+def _ask_bucket(
+    key: str,
+    check: Callable[[Address, Mapping[str, str]], None],
+    text: str,
+    environ: Mapping[str, str],
+) -> None:
+    try:
+        check(parse_address(text), environ)
+    except NoCredentials as error:
+        raise NoCredentials(f"{key}: {error.message}", next=error.next) from error
+    except (UsageError, StoreError) as error:
+        raise SpecError(f"{key}: {error.message}", next=error.next) from error
 
 
 def used_by(run: RunRow, now: datetime) -> timedelta:

@@ -8,6 +8,7 @@ ignores a configured endpoint, is never used: no object is above 64 MiB, so each
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -31,8 +32,25 @@ _SESSION_VARIABLES = {
     "credentials_file": ("AWS_SHARED_CREDENTIALS_FILE",),
     "ca_bundle": ("AWS_CA_BUNDLE",),
 }
+_BOTH_OR_NONE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 _AMAZON = re.compile(r"\.(amazonaws\.com(\.cn)?|api\.aws)$")
 _KEYS = "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or AWS_PROFILE."
+_CREDENTIALS = {
+    "AccessDenied",
+    "403",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+    "InvalidToken",
+}
+_NO_CREDENTIALS = {
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "ProfileNotFound",
+    "UnauthorizedSSOTokenError",
+    "SSOTokenLoadError",
+    "TokenRetrievalError",
+}
 _ADVICE = {
     "NoSuchBucket": ("there is no such bucket", "Make the bucket, or correct the store."),
     "AccessDenied": ("access was denied", "The key needs the rights to list, get, put and delete."),
@@ -81,10 +99,26 @@ def _is_amazon(endpoint: str) -> bool:
     return _AMAZON.search(urlsplit(endpoint).hostname or "") is not None
 
 
+def is_loopback(endpoint: str) -> bool:
+    """Whether an endpoint is a computer talking to itself."""
+    host = urlsplit(endpoint).hostname or ""
+    try:
+        address = ipaddress.ip_address(host)
+        return address.is_loopback or address.is_unspecified
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
 def _session(environ: Mapping[str, str]) -> Session:
     import boto3
     import botocore.session
 
+    from botocore.exceptions import PartialCredentialsError
+
+    halves = [name for name in _BOTH_OR_NONE if environ.get(name)]
+    if len(halves) == 1:  # the SDK would fail with it only when it signs, and without a word
+        missing = next(name for name in _BOTH_OR_NONE if name not in halves)
+        raise PartialCredentialsError(provider="environment", cred_var=missing)
     core = botocore.session.Session()
     for variable, names in _SESSION_VARIABLES.items():
         if value := _first(environ, *names):
@@ -109,6 +143,10 @@ def _client(session: Session, environ: Mapping[str, str], endpoint: str | None) 
             "response_checksum_validation": "when_required",
         }
     )
+    # Presigned addresses would else name the global endpoint, which redirects for new buckets.
+    style: dict[str, Any] = (
+        {"s3": {"addressing_style": "virtual"}} if endpoint is None or _is_amazon(endpoint) else {}
+    )
     attempts = environ.get("AWS_MAX_ATTEMPTS", "")
     config = Config(
         signature_version="s3v4",  # presigned POSTs and URLs would else be signed the old way
@@ -121,6 +159,7 @@ def _client(session: Session, environ: Mapping[str, str], endpoint: str | None) 
             "total_max_attempts": int(attempts) if attempts.isdecimal() else ATTEMPTS,
         },
         **checksums,
+        **style,
     )
     return session.client("s3", endpoint_url=endpoint, config=config)
 
@@ -160,6 +199,14 @@ def said(what: str) -> Iterator[None]:
     except BotoCoreError as error:
         kind = type(error).__name__
         raise StoreError(f"{what} cannot be used: {_settings_wrong(kind)}", next=_KEYS) from error
+
+
+def credentials_failed(error: StoreError) -> bool:
+    """Whether it was the key, or its rights, that `said` told of."""
+    cause = error.__cause__
+    if hasattr(cause, "response"):
+        return error_code(cause) in _CREDENTIALS
+    return type(cause).__name__ in _NO_CREDENTIALS
 
 
 def error_code(error: Any) -> str:

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import os
+import shutil
+import stat
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuctl.agent.client import AgentClient, AgentRefused, find_python
+from gpuctl.agent.client import AgentClient, AgentRefused, find_python, guard_orders
 from gpuctl.agent.messages import Beat, Job, LogLine, StateUpdate
 from gpuctl.errors import RemoteError
 from gpuctl.remote.connection import Completed
 from gpuctl.remote.local import LocalConnection
 from gpuctl.store.manifest import CorruptManifest
 from providers.base import LocalAccess
-from tests.agent.bench import SECONDS, Bench
+from tests.agent.bench import AGENT, SECONDS, Bench
 from tests.waiting import until
 
 
@@ -34,9 +36,9 @@ def connection(bench: Bench) -> LocalConnection:
 
 @pytest.fixture
 def agent(bench: Bench, connection: LocalConnection) -> AgentClient:
-    agent = AgentClient(connection, sys.executable, str(bench.dir), machine="m-1")
-    agent.install()
-    return agent
+    bench.dir.mkdir(mode=0o700)
+    shutil.copy(AGENT, bench.dir)
+    return AgentClient(connection, sys.executable, str(bench.dir), machine="m-1")
 
 
 def in_an_hour() -> datetime:
@@ -55,7 +57,7 @@ class TestWhole:
         assert probe.cpus >= 1
         assert probe.ram_gb > 0.1
         assert probe.disk_free_gb > 0
-        guard = agent.arm(lease_seconds=60, hard_end=in_an_hour(), end_argv=("true",))
+        guard = agent.arm(guard_orders(lease_seconds=60, hard_end=in_an_hour(), end_argv=("true",)))
         assert (guard.state, guard.alive) == ("armed", True)
         assert agent.renew(120) == pytest.approx(time.time() + 120, abs=5)
         assert agent.status().job is None
@@ -77,10 +79,6 @@ class TestWhole:
         assert any(isinstance(piece, Beat) for piece in seen)
         assert last.guard is not None
         assert last.guard.alive
-
-    def test_the_agent_is_sent_for_its_owner_alone(self, bench: Bench, agent: AgentClient) -> None:
-        assert bench.dir.stat().st_mode & 0o777 == 0o700
-        assert (bench.dir / "machine_agent.py").stat().st_mode & 0o777 == 0o600
 
     def test_stop_and_grant(self, bench: Bench, agent: AgentClient) -> None:
         (bench.root / "store").write_text("a file in the way")
@@ -296,6 +294,65 @@ class TestAnswers:
         lines = [b'{"type":"weather"}', b'{"type":"state","job":' + self.STATE + b"}}"]
         watch = talking(b"\n".join(lines)).watch(0)
         assert isinstance(next(watch), StateUpdate)
+
+
+class TestBegin:
+    ORDERS: ClassVar = {"lease_seconds": 60, "end_argv": ("true",)}
+
+    def test_everything_in_one_command(self, bench: Bench, connection: LocalConnection) -> None:
+        calls: list[object] = []
+        run = connection.run
+        connection.run = lambda *a, **k: calls.append(a) or run(*a, **k)  # type: ignore
+        agent, facts = AgentClient.begin(
+            connection,
+            str(bench.dir),
+            str(bench.root),
+            guard_orders(**self.ORDERS, hard_end=in_an_hour()),
+            machine="m-1",
+        )
+        assert len(calls) == 1
+        assert facts.cpus >= 1
+        assert Path(agent.python).is_absolute()
+        status = agent.status()
+        assert status.guard is not None
+        assert (status.guard.state, status.guard.alive) == ("armed", True)
+        assert stat.S_IMODE(bench.dir.stat().st_mode) == 0o700
+        assert stat.S_IMODE((bench.dir / "machine_agent.py").stat().st_mode) == 0o600
+        assert (bench.dir / "machine_agent.py").read_bytes() == AGENT.read_bytes()
+
+    def test_a_python_that_does_not_do_is_passed_over(self, bench: Bench, tmp_path: Path) -> None:
+        tools = tmp_path / "tools"
+        tools.mkdir()
+        (tools / "python3").write_text("#!/bin/sh\nexit 127\n")  # as pyenv's are without a version
+        (tools / "python3").chmod(0o755)
+        env = {"PATH": f"{tools}:{os.environ['PATH']}", "BENCH": bench.marks}
+        connection = LocalConnection(LocalAccess(root=str(bench.root), enter=(), env=env))
+        agent, _ = AgentClient.begin(
+            connection,
+            str(bench.dir),
+            str(bench.root),
+            guard_orders(**self.ORDERS, hard_end=in_an_hour()),
+        )
+        assert not agent.python.startswith(str(tools))
+
+    def test_no_python(self, bench: Bench, tmp_path: Path) -> None:
+        found = FakeConnection(b"", code=97)
+        orders = guard_orders(**self.ORDERS, hard_end=in_an_hour())
+        with pytest.raises(RemoteError, match="python3 of version") as caught:
+            AgentClient.begin(found, "/x", "/", orders, machine="m-1")  # type: ignore[arg-type]
+        assert caught.value.machine == "m-1"
+
+    def test_a_folder_that_cannot_be_made(self, bench: Bench, connection: LocalConnection) -> None:
+        (bench.root / "file").write_text("")
+        orders = guard_orders(**self.ORDERS, hard_end=in_an_hour())
+        with pytest.raises(AgentRefused, match="file") as caught:
+            AgentClient.begin(connection, str(bench.root / "file/agent"), "/", orders)
+        assert caught.value.reason == "Disk"
+
+    def test_the_agent_says_no(self, bench: Bench, connection: LocalConnection) -> None:
+        orders = {**guard_orders(**self.ORDERS, hard_end=in_an_hour()), "lease_seconds": "x"}
+        with pytest.raises(AgentRefused, match="lease_seconds"):
+            AgentClient.begin(connection, str(bench.dir), "/", orders)
 
 
 class TestFindPython:

@@ -201,8 +201,8 @@ class TestRestore:
     def shipped(self, bench: Bench) -> dict[str, object]:
         """Ship one folder; return its manifest."""
         bench.submit(
-            "umask 022; mkdir -p $CK/e/sub; head -c 100000 /dev/urandom > $CK/e/w; : > $CK/e/empty;"
-            " echo x > $CK/e/sub/x; ln -s sub/x $CK/e/l; chmod 750 $CK/e/sub"
+            "umask 022; mkdir -p $CK/.e/sub; cd $CK/.e; head -c 100000 /dev/urandom > w; : > empty;"
+            " echo x > sub/x; ln -s sub/x l; chmod 750 sub; mv $CK/.e $CK/e"
         )
         bench.ended()
         (path,) = (bench.store / "manifests").iterdir()

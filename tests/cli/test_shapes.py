@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuctl.cli import shapes
+from gpuctl.fleet.access import access_facts
 from gpuctl.fleet.keeper import this_process
 from gpuctl.fleet.receipt import Confirmation, Receipt
 from gpuctl.ledger import Ledger, MachineRow, RunRow
-from providers.base import Leftover, Offer
+from providers.base import Leftover, Machine, Offer, SshAccess, State
 from tests.clouds.memory_cloud import HandClock
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -144,14 +145,33 @@ def test_an_offer_has_every_key_and_money_is_a_number() -> None:
     json.dumps(shape)
 
 
-def test_a_machine_has_every_key_and_costs_what_it_has_cost_so_far(ledger: Ledger) -> None:
+def test_a_machine_has_every_key_and_costs_what_it_has_cost_so_far(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPUCTL_HOME", "/home/of/mine")
     access = {"kind": "ssh", "host": "1.2.3.4", "port": 2222, "user": "root", "host_keys": []}
     shape = shapes.machine(rented(ledger, access=access), NOW + timedelta(hours=2))
     assert list(shape)[: len(MACHINE_KEYS)] == MACHINE_KEYS
     assert shape["cost_usd"] == 3.0
-    assert shape["ssh"] == {"host": "1.2.3.4", "port": 2222, "user": "root", "key_file": None}
+    key = "/home/of/mine/ssh/id_ed25519"
+    assert shape["ssh"] == {"host": "1.2.3.4", "port": 2222, "user": "root", "key_file": key}
     assert shape["lease_expires_at"] == "2026-11-21T12:10:00Z"
     json.dumps(shape)
+
+
+@pytest.mark.parametrize(
+    ("identity", "file"), [("/keys/lab", "/keys/lab"), ("ssh-ed25519 in ssh-agent", None)]
+)
+def test_the_key_that_a_machine_took_is_named(
+    ledger: Ledger, identity: str, file: str | None
+) -> None:
+    way = SshAccess("1.2.3.4", 22, "me", identities=("/keys/lab",))
+    facts = access_facts(way, identity=identity)
+    assert facts is not None
+    row = rented(ledger, access=dict(facts))
+    assert shapes.machine(row, NOW)["ssh"]["key_file"] == file
+    found = Machine(NAME, "memory", "m1", State.READY, "RUNNING", access=way)
+    assert shapes.found_machine(found, row, NOW)["ssh"]["key_file"] == file
 
 
 def test_a_local_machine_has_no_ssh(ledger: Ledger) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import pytest
 from gpuctl.remote.keys import public_key
 from gpuctl.remote.ssh import SshConnection
 from gpuctl.remote.ssh_login import Patience
-from providers.base import SshAccess
 from tests.remote.relay import Relay
 from tests.remote.sshd import SSHD, Sshd
 
@@ -58,7 +58,7 @@ def connect(sshd: Sshd, gpuctl_home: Path) -> Iterator[Connect]:
         def make(through: Relay | None = None, **options: Any) -> SshConnection:
             access = options.pop("access", sshd.access)
             if through is not None:
-                access = SshAccess(access.host, through.port, access.user, access.host_keys)
+                access = replace(access, port=through.port)
             settings = {
                 "home": gpuctl_home,
                 "machine": MACHINE,

@@ -22,7 +22,7 @@ from gpuctl.remote.local import LocalConnection
 from gpuctl.remote.opening import connect
 from gpuctl.remote.selection import everything
 from providers.base import LocalAccess
-from providers.local_processes import carriers
+from providers.processes import carriers
 from tests.waiting import until
 
 NAME = "gpuctl-test-000000-00000000"

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -181,10 +182,10 @@ def test_endless_login_script(sshd: Sshd, connect: Connect) -> None:
         connect().run(["true"], timeout=20)
 
 
-def test_home_and_a_folder_of_our_own(connect: Connect) -> None:
+def test_home_and_a_folder_of_our_own(sshd: Sshd, connect: Connect) -> None:
     assert connect().home == str(Path.home())
     name = f".gpuctl-test-{os.getpid()}"
-    connection = connect(folder=name)
+    connection = connect(access=replace(sshd.access, folder=name))
     place = Path.home() / name
     try:
         assert connection.home == str(place)

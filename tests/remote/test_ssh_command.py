@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from pathlib import Path
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,19 +36,3 @@ def test_every_word_arrives(words: list[str], shell: str) -> None:
 def test_a_script_arrives(text: str) -> None:
     quoted = text.replace("'", "'\\''")
     assert through("sh", command_line(f"printf %s '{quoted}'"))[1].decode() == text
-
-
-@pytest.mark.parametrize("name", ["plain", "with space", "it's", "-dash", "$HOME"])
-def test_it_runs_in_its_folder(tmp_path: Path, name: str) -> None:
-    folder = tmp_path / name
-    folder.mkdir()
-    for command in (["pwd"], "pwd"):
-        assert through("sh", command_line(command, str(folder)))[1].decode() == f"{folder}\n"
-
-
-def test_a_folder_that_is_not_there_starts_nothing(tmp_path: Path) -> None:
-    for command in (["echo", "started"], "echo started"):
-        line = command_line(command, str(tmp_path / "gone"))
-        done = subprocess.run(["sh", "-c", line], capture_output=True, timeout=30)
-        assert done.returncode != 0
-        assert b"started" not in done.stdout

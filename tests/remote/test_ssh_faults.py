@@ -97,12 +97,7 @@ def test_a_host_key_that_was_handed_over_must_be_shown(
     given = sshd.access
     right = SshAccess(given.host, given.port, given.user, (f"ignored {sshd.host_key}",))
     assert connect(access=right).run(["true"], timeout=20).exit_code == 0
-    other = tmp_path / "other"
-    subprocess.run(
-        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(other)], check=True, timeout=30
-    )
-    key = other.with_suffix(".pub").read_text()
-    wrong = SshAccess(given.host, given.port, given.user, (key,))
+    wrong = replace(given, host_keys=(made_key(tmp_path / "other"),))
     with pytest.raises(HostKeyChanged, match="handed over at creation"):
         connect(access=wrong).run(["true"], timeout=20)
 
@@ -121,13 +116,47 @@ def test_the_users_own_key_is_tried_after_ours(
 ) -> None:
     (tmp_path / ".ssh").mkdir()
     own = tmp_path / ".ssh" / "id_ed25519"
-    subprocess.run(
-        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(own)], check=True, timeout=30
-    )
-    (sshd.folder / "authorized_keys").write_text(own.with_suffix(".pub").read_text())
+    (sshd.folder / "authorized_keys").write_text(made_key(own))
     connection = connect(environ={"HOME": str(tmp_path)})
     assert connection.run(["true"], timeout=20).exit_code == 0
     assert str(own) in " ".join(connection.ssh_argv())
+
+
+def made_key(file: Path, passphrase: str = "") -> str:
+    """Make a private key; return its public half."""
+    argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", passphrase, "-f", str(file)]
+    subprocess.run(argv, check=True, timeout=30)
+    return file.with_name(f"{file.name}.pub").read_text()
+
+
+def test_a_key_named_for_the_machine_is_tried_after_ours(
+    sshd: Sshd, connect: Connect, tmp_path: Path
+) -> None:
+    named, locked = tmp_path / "named", tmp_path / "locked"
+    made_key(locked, "secret")
+    (sshd.folder / "authorized_keys").write_text(made_key(named))
+    access = replace(sshd.access, identities=(str(locked), str(tmp_path / "none"), str(named)))
+    connection = connect(access=access)
+    assert connection.run(["true"], timeout=20).exit_code == 0
+    assert connection.identity == str(named)
+    done = subprocess.run(
+        connection.ssh_argv(["echo", "in"]),
+        capture_output=True,
+        timeout=30,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.stdout == b"in\n", done.stderr
+
+
+def test_keys_that_cannot_be_used_are_named_when_nothing_else_works(
+    sshd: Sshd, connect: Connect, tmp_path: Path
+) -> None:
+    locked, none = tmp_path / "locked", tmp_path / "none"
+    (sshd.folder / "authorized_keys").write_text(made_key(locked, "secret"))
+    access = replace(sshd.access, identities=(str(locked), str(none)))
+    with pytest.raises(LoginRefused, match="locked has a passphrase") as caught:
+        connect(access=access).run(["true"], timeout=20)
+    assert f"{none} cannot be used: No such file" in caught.value.message
 
 
 def test_a_server_that_takes_only_passwords(sshd: Sshd, connect: Connect) -> None:
@@ -146,14 +175,14 @@ def test_nothing_listens(connect: Connect) -> None:
 
 def test_the_second_address_when_the_first_does_not_answer(sshd: Sshd, connect: Connect) -> None:
     dead = SshAccess("127.0.0.1", free_port(), sshd.access.user)
-    connection = connect(access=dead, alternatives=[sshd.access])
+    connection = connect(access=replace(dead, alternatives=(sshd.access,)))
     assert connection.run(["true"], timeout=20).exit_code == 0
 
 
 def test_every_address_is_named_when_none_answers(connect: Connect) -> None:
     first, second = (SshAccess("127.0.0.1", free_port(), "root") for _ in range(2))
     with pytest.raises(Unreachable) as caught:
-        connect(access=first, alternatives=[second]).run(["true"], timeout=20)
+        connect(access=replace(first, alternatives=(second,))).run(["true"], timeout=20)
     assert str(first.port) in caught.value.message
     assert str(second.port) in caught.value.message
 
@@ -320,6 +349,7 @@ def test_a_machine_that_stays_away(sshd: Sshd, connect: Connect) -> None:
     connection = connect(patience=replace(BRIEF, reconnect=1.5))
     connection.run(["true"], timeout=20)
     sshd.stop()
+    assert until(lambda: not connection.connected, 5)
     begun = time.monotonic()
     with pytest.raises(Unreachable):
         connection.run(["true"], timeout=20)

@@ -1,38 +1,73 @@
-"""Threads of one transfer: the first that fails ends them all."""
+"""Threads and streams of one transfer: the first that fails ends them all."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
+from gpuctl.errors import RemoteError
+from gpuctl.remote.channels import Channels
+from gpuctl.remote.transfer.parts import Job
 from gpuctl.remote.transfer.session import LinkBroken, Session
 
 _JOIN_SECONDS = 30.0
+_VERDICT_SECONDS = 2.0
 _FRUITLESS = 5  # attempts in a row that moved nothing
 T = TypeVar("T")
-Job = TypeVar("Job")
 
 
 class Crew:
-    """Runs functions in threads over sessions that are closed when one of them fails."""
+    """Runs functions in threads over sessions that are closed when one of them fails.
 
-    def __init__(self) -> None:
+    Args:
+        channels: the way to the machine.
+        machine: its name, for what goes wrong.
+    """
+
+    def __init__(self, channels: Channels, machine: str | None) -> None:
         self.changed = threading.Condition()
+        self.machine = machine
+        self._channels = channels
         self._error: BaseException | None = None
         self._threads: list[threading.Thread] = []
         self._sessions: list[Session] = []
 
-    def join_in(self, session: Session) -> None:
-        """This session ends with the crew."""
+    def control(self) -> Session:
+        """The first stream, over the link that all share. Raises RemoteError."""
+        return self._joined(Session(self._channels, machine=self.machine))
+
+    def further(self, root: str, token: str, name: str | None = None) -> Session | None:
+        """One more stream, on a link of its own, or None: then the others do the work.
+
+        Args:
+            root, token, name: as `Session.hello` takes them.
+        """
+        try:
+            session = Session(self._channels, own_link=True, machine=self.machine)
+        except RemoteError:
+            return None
+        self._joined(session)
+        session.hello(root, token, name)
+        session.greeting()
+        return session
+
+    def _joined(self, session: Session) -> Session:
         with self.changed:
             failed = self._error is not None
             self._sessions.append(session)
         if failed:
             session.close()
+        return session
+
+    @property
+    def round_trip(self) -> float:
+        """Seconds to the machine and back."""
+        return self._channels.round_trip
 
     def start(self, work: Callable[..., None], *args: object) -> threading.Thread:
         """Run something in a thread."""
@@ -57,6 +92,15 @@ class Crew:
             self.changed.notify_all()
         if first:
             self.close()
+
+    @contextmanager
+    def heard(self, listener: threading.Thread) -> Iterator[None]:
+        """Sends on a stream that another thread listens to, which may hear why it broke."""
+        try:
+            yield
+        except LinkBroken:
+            listener.join(_VERDICT_SECONDS)
+            raise
 
     @property
     def failed(self) -> bool:
@@ -86,8 +130,8 @@ class Crew:
             session.close()
 
 
-class Jobs(Generic[Job]):
-    """What is still to be sent, shared by the streams."""
+class Jobs:
+    """What is still to be moved, shared by the streams."""
 
     def __init__(self, crew: Crew) -> None:
         self._crew = crew

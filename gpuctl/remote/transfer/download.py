@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuctl.remote.channels import Channels
-from gpuctl.remote.connection import Progress
+from gpuctl.remote.connection import Progress, Transferred
 from gpuctl.remote.transfer.crew import carried_on
 from gpuctl.remote.transfer.pace import Meter, Pace
 from gpuctl.remote.transfer.planning import MAX_STREAMS
-from gpuctl.remote.transfer.pull import Fetched, Pull
+from gpuctl.remote.transfer.pull import Pull
 from gpuctl.remote.transfer.session import NoPython
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def download(
     streams: int = MAX_STREAMS,
     machine: str | None = None,
     sftp: Callable[[], SFTPClient] | None = None,
-) -> Fetched:
+) -> Transferred:
     """Fetch a file or a tree; see `gpuctl.remote.connection.Connection.get`.
 
     The machine is not trusted: nothing lands outside ``target``, and links that could lead out of
@@ -54,7 +54,7 @@ def download(
     """
     meter, pace = Meter(progress), Pace(rate)
 
-    def attempt() -> Fetched:
+    def attempt() -> Transferred:
         return Pull(
             channels,
             source,
@@ -66,7 +66,7 @@ def download(
             machine=machine,
         ).run()
 
-    def plain(open_session: Callable[[], SFTPClient]) -> Fetched:
+    def plain(open_session: Callable[[], SFTPClient]) -> Transferred:
         from gpuctl.remote.transfer.sftp import Sftp
 
         with open_session() as client:

@@ -7,19 +7,22 @@ imports (`gpuctl.remote.transfer.session` sends them) and is never written to th
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import queue
 import signal
 import stat
-import struct
 import sys
 import threading
 import time
-from typing import Any, BinaryIO, Dict, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 from gpuctl.remote.transfer.framing import (
     BEAT,
+    PIECE_BYTES,
+    PIECE_HEAD,
     PROTOCOL,
+    SIGNED,
     Broken,
     Data,
     Frames,
@@ -40,7 +43,10 @@ from gpuctl.remote.transfer.reading import (
 IDLE_SECONDS = 900  # hearing nothing for so long, it ends: the other end is gone
 STALE_SECONDS = 86400  # what a broken transfer left is removed when it is a day old
 LIST_ENTRIES = 5000  # in one frame
-SIGNED = struct.Struct(">IB")  # file, whether these were the last
+SMALL_READ = 64 << 10
+READ_BYTES = 128 << 10  # the server cannot write to the pipe while we read from it
+F_SETPIPE_SZ = 1031  # the fcntl module names it from Python 3.10 on
+PIPE_BYTES = 256 << 10
 
 
 class FarSide:
@@ -49,6 +55,7 @@ class FarSide:
     def __init__(self, frames: Frames) -> None:
         self._frames = frames
         self._root = ""
+        self._bare = False  # nothing at all is there yet
         self._receiver = Receiver("", "")
         self._packing = Packing()
         self._tally = Tally()
@@ -91,7 +98,7 @@ class FarSide:
                 self._frames.send_json(b"e", {"kind": "Broken", "message": str(error)})
                 return
 
-    def _answer(self, kind: bytes, payload: bytes) -> None:
+    def _answer(self, kind: bytes, payload: Data) -> None:
         if kind == b"R":
             number, _, length, crc = self._receiver.piece(payload)
             self._tally.add(number, length, crc)
@@ -130,6 +137,7 @@ class FarSide:
             kind = "dir" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
         except FileNotFoundError:
             kind = "missing"
+            self._bare = not name
         self._frames.send_json(
             b"h", {"protocol": PROTOCOL, "python": sys.version.split()[0], "kind": kind}
         )
@@ -164,6 +172,9 @@ class FarSide:
 
     def _compare(self, said: Any) -> None:
         """Which are not here as they should be: [index, size here or -1, draft, digest]."""
+        if self._bare:
+            self._frames.send_json(b"c", {"first": said["first"], "all": True})
+            return
         differing: List[List[Any]] = []
         drafts: Dict[str, List[str]] = {}
         for index, (path, size, mtime_ns, mode, large) in enumerate(said["entries"]):
@@ -244,9 +255,9 @@ class FarSide:
                 os.path.join(self._root, path) if path else self._root
             )
         handle, tally = self._reading[number], Tally()
-        for start, data in pieces(handle, offset, length, said["dense"]):
-            crc = send_piece(self._frames, self._packing, number, start, data)
-            tally.add(number, len(data), crc)
+        for start, frame in pieces(handle, offset, length, said["dense"]):
+            crc = send_piece(self._frames, self._packing, number, start, frame)
+            tally.add(number, len(frame) - PIECE_HEAD, crc)
         size = os.fstat(handle).st_size
         if size < offset + length:
             self._frames.send_json(b"v", [number, size])
@@ -298,15 +309,43 @@ def listing(root: str) -> Any:
                     continue  # removed while we looked
 
 
+class _Stdin:
+    """Reads exactly so many bytes; many land in one buffer that the next read uses again."""
+
+    def __init__(self) -> None:
+        self._buffer = memoryview(bytearray(PIECE_HEAD + PIECE_BYTES))
+
+    def read(self, size: int) -> Data:
+        if size > len(self._buffer):
+            self._buffer = memoryview(bytearray(size))
+        end = 0
+        while end < size:
+            more = os.readv(0, [self._buffer[end : min(size, end + READ_BYTES)]])
+            if not more:
+                break
+            end += more
+        return self._buffer[:end] if end > SMALL_READ else bytes(self._buffer[:end])
+
+
 def _write_all(data: Data) -> None:
     view = memoryview(data)
     while len(view):
         view = view[os.write(1, view) :]
 
 
-def main(stdin: BinaryIO) -> None:
+def _widen_pipes() -> None:
+    """Let more be under way between the SSH server and us, so that neither waits so often."""
+    for handle in (0, 1):
+        try:
+            fcntl.fcntl(handle, F_SETPIPE_SZ, PIPE_BYTES)
+        except OSError:
+            return  # no pipe, no Linux, or no more of it for us: it works as it is
+
+
+def main() -> None:
     """Serve this process's stdin and stdout."""
+    _widen_pipes()
     try:
-        FarSide(Frames(stdin.read, _write_all)).serve()
+        FarSide(Frames(_Stdin().read, _write_all)).serve()
     except BrokenPipeError:
         sys.exit(1)  # nobody is left to be told

@@ -16,6 +16,8 @@ PROTOCOL = 1
 HEADER = struct.Struct(">BI")  # kind, length of the payload
 PIECE = struct.Struct(">IQIIB")  # file, offset, length, crc32 (both of the plain bytes), codec
 ACK = struct.Struct(">IQQI")  # file, offset of the part, bytes, crc32 over its pieces
+PIECE_HEAD = HEADER.size + PIECE.size  # what stands before a piece's data
+SIGNED = struct.Struct(">IB")  # file, whether these signatures were its last
 BUNDLE = struct.Struct(">IB")  # length of the JSON table when unpacked, codec
 BEAT = b"n"  # answers a ping; also sent unasked during long work, so that it is not silent
 MAX_FRAME = 16 << 20
@@ -36,12 +38,15 @@ class Truncated(Broken):
 
 
 class Frames:
-    """Frames over two byte streams; sending is safe from several threads."""
+    """Frames over two byte streams; sending is safe from several threads.
 
-    def __init__(
-        self, read: Callable[[int], bytes], write: Callable[[Data], object], flush: Any = None
-    ) -> None:
-        self._read, self._write, self._flush = read, write, flush
+    Args:
+        read: returns exactly so many bytes, fewer only at the end.
+        write: sends all of it.
+    """
+
+    def __init__(self, read: Callable[[int], Data], write: Callable[[Data], object]) -> None:
+        self._read, self._write = read, write
         self._lock = threading.Lock()
 
     def send(self, kind: bytes, *parts: Data) -> None:
@@ -53,16 +58,21 @@ class Frames:
             else:
                 self._write(head)
                 self._write(parts[-1])
-            if self._flush:
-                self._flush()
+
+    def send_piece(self, head: bytes, frame: memoryview) -> None:
+        """Send a plain piece as it lies in memory, behind `PIECE_HEAD` bytes for its head."""
+        HEADER.pack_into(frame, 0, ord("R"), len(frame) - HEADER.size)
+        frame[HEADER.size : PIECE_HEAD] = head
+        with self._lock:
+            self._write(frame)
 
     def send_json(self, kind: bytes, value: object) -> None:
         """Send one frame of JSON, compressed when it is long."""
         raw = json.dumps(value, separators=(",", ":")).encode()
         self.send(kind, raw if len(raw) < 1024 else zlib.compress(raw, 1))
 
-    def receive(self) -> Optional[Tuple[bytes, bytes]]:
-        """The next frame, or None at the end. Raises Broken."""
+    def receive(self) -> Optional[Tuple[bytes, Data]]:
+        """The next frame, valid until the one after it, or None at the end. Raises Broken."""
         head = self._read(HEADER.size)
         if not head:
             return None
@@ -71,13 +81,13 @@ class Frames:
         kind, length = HEADER.unpack(head)
         if length > MAX_FRAME:
             raise Broken("a frame of %d bytes" % length)
-        payload = self._read(length) if length else b""
+        payload: Data = self._read(length) if length else b""
         if len(payload) < length:
             raise Truncated("ended inside a frame")
         return bytes((kind,)), payload
 
 
-def parse_json(payload: bytes) -> Any:
+def parse_json(payload: Data) -> Any:
     """The value of a JSON frame. Raises Broken."""
     try:
         if payload[:1] == b"\x78":
@@ -85,7 +95,7 @@ def parse_json(payload: bytes) -> Any:
             payload = opened.decompress(payload, MAX_JSON)
             if not opened.eof:
                 raise Broken("a JSON frame that is too long")
-        return json.loads(payload)
+        return json.loads(bytes(payload))
     except (ValueError, zlib.error, RecursionError) as error:
         raise Broken("a JSON frame that is none: %s" % error) from error
 
@@ -125,7 +135,7 @@ class Tally:
         self._bytes = self._crc = 0
         return packed
 
-    def check(self, payload: bytes) -> Tuple[int, int]:
+    def check(self, payload: Data) -> Tuple[int, int]:
         """Compare with the other end's mark; returns file and offset. Raises Broken."""
         if len(payload) != ACK.size:
             raise Broken("a mark of a wrong length")

@@ -84,7 +84,7 @@ class Receiver:
         for path in paths:
             self._folder(self.place(path))
 
-    def bundle(self, payload: bytes, wanted: Set[str] | None = None) -> List[List[Any]]:
+    def bundle(self, payload: Data, wanted: Set[str] | None = None) -> List[List[Any]]:
         """Write the small files of a frame; returns its table.
 
         Args:
@@ -185,7 +185,7 @@ class Receiver:
             raise Broken("another transfer took over %s" % draft)
         _write_at(handle, data, offset)
 
-    def piece(self, payload: bytes) -> Tuple[int, int, int, int]:
+    def piece(self, payload: Data) -> Tuple[int, int, int, int]:
         """Write a piece; returns what `ACK` holds."""
         if len(payload) < PIECE.size:
             raise Broken("a piece that is too short")

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from gpuctl.remote.selection import File, Selection
+from gpuctl.printable import printable
+from gpuctl.remote.selection import File, Link, Selection
 from gpuctl.remote.transfer.framing import BUNDLE_BYTES, BUNDLE_FILES
 from gpuctl.remote.transfer.landing import DRAFT_MARK
 
@@ -101,6 +102,19 @@ def differing_locally(
         or known[0] != file.size
         or known[1] // unit != file.mtime_ns // unit
     ]
+
+
+def kept_links(links: Iterable[Link]) -> tuple[list[Link], tuple[str, ...]]:
+    """The links to make, and what to tell of the others (see `leads_out`), printable."""
+    kept: list[Link] = []
+    left_out: list[str] = []
+    for link in links:
+        if leads_out(link.path, link.target):
+            told = f"{link.path}: a link that could lead out of the folder ({link.target})"
+            left_out.append(printable(told).replace("\n", " "))
+        else:
+            kept.append(link)
+    return kept, tuple(left_out)
 
 
 def leads_out(path: str, target: str) -> bool:

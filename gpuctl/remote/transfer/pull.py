@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-import struct
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,45 +18,16 @@ from gpuctl.remote.selection import File, Folder, Link
 from gpuctl.remote.transfer import planning
 from gpuctl.remote.transfer.crew import Crew, Jobs
 from gpuctl.remote.transfer.delta import Found, Matcher, gaps, joined
-from gpuctl.remote.transfer.framing import PIECE, Broken, Tally, parse_json
+from gpuctl.remote.transfer.framing import PIECE, SIGNED, Broken, Data, Tally, parse_json
 from gpuctl.remote.transfer.landing import Receiver
 from gpuctl.remote.transfer.pace import Meter, Pace
+from gpuctl.remote.transfer.parts import Job, Large, Part, parts_of
 from gpuctl.remote.transfer.reading import block_size, file_digest, open_plain
 from gpuctl.remote.transfer.session import LinkBroken, Session, unbelievable
 
 _OUTSTANDING = 3  # jobs a stream has asked for at a time
 _MOST_ENTRIES = 2_000_000  # of a listing
 _COMPARED = 500  # digests asked for at a time
-_SIGNED = struct.Struct(">IB")
-
-
-@dataclass(slots=True)
-class _Large:
-    """A file that comes in parts."""
-
-    number: int
-    file: File
-    size: int  # what is left of it when it became shorter meanwhile
-    dense: bool = False  # holes must be written too: the draft holds something already
-    unsure: int = 0  # parts that are not here
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    large: _Large
-    offset: int
-    length: int
-
-
-_Job = list[File] | _Part
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """What came."""
-
-    transferred: Transferred
-    left_out: tuple[str, ...]  # links that could lead out of the target
 
 
 class Pull:
@@ -85,16 +54,16 @@ class Pull:
         streams: int = planning.MAX_STREAMS,
         machine: str | None = None,
     ) -> None:
-        self._channels, self._source, self._target = channels, source, target
+        self._source, self._target = source, target
         self._meter, self._pace = meter, pace
-        self._checksum, self._streams, self._machine = checksum, streams, machine
+        self._checksum, self._streams = checksum, streams
         self._token = secrets.token_hex(6)
-        self._crew = Crew()
-        self._jobs: Jobs[_Job] = Jobs(self._crew)
+        self._crew = Crew(channels, machine)
+        self._jobs = Jobs(self._crew)
         self._single = False
         self._receivers: list[Receiver] = []
 
-    def run(self) -> Fetched:
+    def run(self) -> Transferred:
         """Do it.
 
         Raises:
@@ -103,9 +72,7 @@ class Pull:
             RemoteError: it cannot be done.
         """
         try:
-            control = Session(self._channels, machine=self._machine)
-            self._crew.join_in(control)
-            return self._run(control)
+            return self._run(self._crew.control())
         except OSError as error:
             raise UsageError(
                 f"{printable(str(error.filename or self._target))} cannot be written: "
@@ -113,11 +80,11 @@ class Pull:
                 next="Correct that, then try again: what arrived is not fetched twice.",
             ) from error
         except Broken as error:
-            raise unbelievable(str(error), self._machine) from error
+            raise unbelievable(str(error), self._crew.machine) from error
         finally:
             self._crew.close()
 
-    def _run(self, control: Session) -> Fetched:
+    def _run(self, control: Session) -> Transferred:
         control.hello(self._source, self._token)
         control.frames.send_json(b"L", None)
         kind = control.greeting()
@@ -125,7 +92,7 @@ class Pull:
             word = "does not exist" if kind == "missing" else "is neither a file nor a folder"
             raise RemoteError(
                 f"{printable(self._source)} {word} there",
-                machine=self._machine,
+                machine=self._crew.machine,
                 next="Correct the path.",
             )
         files, folders, links = self._listed(control)
@@ -140,14 +107,12 @@ class Pull:
         self._meter.expect(sum(file.size for file in differing))
         self._plan(control, receiver, differing)
         self._fetch(control, receiver, sum(file.size for file in differing))
-        kept = [link for link in links if not planning.leads_out(link.path, link.target)]
+        kept, left_out = planning.kept_links(links)
         receiver.links([[link.path, link.target] for link in kept])
         receiver.modes([[folder.path, folder.mode] for folder in folders])
-        left_out = tuple(printable(link.path) for link in links if link not in kept)
         files_here = sum(one.files for one in self._receivers)
         size = sum(one.bytes for one in self._receivers)
-        moved = Transferred(files_here, size, len(files) - len(differing))
-        return Fetched(moved, left_out)
+        return Transferred(files_here, size, len(files) - len(differing), left_out)
 
     def _receiver(self) -> Receiver:
         receiver = Receiver(str(self._target), self._token, self._single)
@@ -229,21 +194,21 @@ class Pull:
         for number, file in enumerate(
             file for file in differing if file.size >= planning.LARGE_BYTES
         ):
-            large = _Large(number, file, file.size)
+            large = Large(number, file, file.size)
             self._add_parts(receiver, large, self._missing(control, receiver, large))
         self._jobs.complete()
 
     def _add_parts(
-        self, receiver: Receiver, large: _Large, parts: Iterable[tuple[int, int]]
+        self, receiver: Receiver, large: Large, parts: Iterable[tuple[int, int]]
     ) -> None:
-        jobs: list[_Job] = [_Part(large, *part) for part in parts]
-        large.unsure = len(jobs)
+        jobs = parts_of(large, parts)
+        large.planned = True
         self._jobs.add(jobs)
         if not jobs:
             self._finish(receiver, large)
 
     def _missing(
-        self, control: Session, receiver: Receiver, large: _Large
+        self, control: Session, receiver: Receiver, large: Large
     ) -> Iterator[tuple[int, int]]:
         """The parts of a large file that what is here does not have."""
         file = large.file
@@ -257,7 +222,7 @@ class Pull:
             size = os.fstat(handle).st_size
             if not draft and min(size, file.size) < planning.DELTA_BYTES:
                 return planning.parts(file.size)
-            large.dense = bool(draft)
+            large.base = "draft" if draft else "target"
             found = self._matched(control, large, handle, size, moves=not draft)
             receiver.begin(large.number, file.path, file.size)
             if not draft:
@@ -270,7 +235,7 @@ class Pull:
         return planning.parts(file.size, missing)
 
     def _matched(
-        self, control: Session, large: _Large, handle: int, size: int, *, moves: bool
+        self, control: Session, large: Large, handle: int, size: int, *, moves: bool
     ) -> list[Found]:
         file, block = large.file, block_size(large.file.size)
         said = {"id": large.number, "path": file.path, "what": "target", "block": block}
@@ -279,19 +244,19 @@ class Pull:
         found: list[Found] = []
         while True:
             kind, payload = control.receive()
-            if kind != b"s" or len(payload) < _SIGNED.size:
+            if kind != b"s" or len(payload) < SIGNED.size:
                 raise control.nonsense(f"{kind!r} came where signatures should")
-            number, last = _SIGNED.unpack_from(payload)
+            number, last = SIGNED.unpack_from(payload)
             if number != large.number:
                 raise control.nonsense("signatures of another file")
-            found.extend(matcher.feed(payload[_SIGNED.size :]))
+            found.extend(matcher.feed(bytes(payload[SIGNED.size :])))
             if last:
                 return joined(found)
 
     # ------------------------------------------------------------------ fetching
 
     def _fetch(self, control: Session, receiver: Receiver, size: int) -> None:
-        wanted = min(control.streams_for(size), self._streams)
+        wanted = min(planning.streams_wanted(size, self._crew.round_trip), self._streams)
         workers = [self._crew.start(self._work, control, receiver)]
         workers.extend(self._crew.start(self._further) for _ in range(wanted - 1))
         for worker in workers:
@@ -299,19 +264,14 @@ class Pull:
         self._crew.check()
 
     def _further(self) -> None:
-        """One more stream, on a connection of its own; without it the others do the work."""
-        try:
-            session = Session(self._channels, own_link=True, machine=self._machine)
-        except RemoteError:
-            return
-        self._crew.join_in(session)
-        session.hello(self._source, self._token)
-        session.greeting()
-        self._work(session, self._receiver())
+        """One more stream."""
+        session = self._crew.further(self._source, self._token)
+        if session is not None:
+            self._work(session, self._receiver())
 
     def _work(self, session: Session, receiver: Receiver) -> None:
         """Ask for some jobs ahead, and take what comes, in order."""
-        asked: deque[_Job] = deque()
+        asked: deque[Job] = deque()
         try:
             while True:
                 while len(asked) < _OUTSTANDING and (job := self._jobs.take(wait=False)):
@@ -320,21 +280,21 @@ class Pull:
                 if not asked:
                     return
                 job = asked.popleft()
-                if isinstance(job, _Part):
+                if isinstance(job, Part):
                     self._take_part(session, receiver, job)
                 else:
                     self._take_bundle(session, receiver, job)
         finally:
             receiver.close()
 
-    def _ask(self, session: Session, job: _Job) -> None:
+    def _ask(self, session: Session, job: Job) -> None:
         try:
             self._request(session, job)
         except LinkBroken:
             return  # what comes next tells why: the machine's own word, or a broken link
 
-    def _request(self, session: Session, job: _Job) -> None:
-        if not isinstance(job, _Part):
+    def _request(self, session: Session, job: Job) -> None:
+        if not isinstance(job, Part):
             session.frames.send_json(b"G", [file.path for file in job])
             return
         large = job.large
@@ -349,7 +309,7 @@ class Pull:
         receiver.bundle(payload, {file.path for file in job})
         self._meter.add(sum(file.size for file in job))
 
-    def _take_part(self, session: Session, receiver: Receiver, part: _Part) -> None:
+    def _take_part(self, session: Session, receiver: Receiver, part: Part) -> None:
         large, tally, done = part.large, Tally(), 0
         receiver.begin(large.number, large.file.path, large.file.size)
         while True:
@@ -366,7 +326,7 @@ class Pull:
                 if number != large.number or not isinstance(size, int) or size < 0:
                     raise Broken("a file's new size")
                 with self._crew.changed:
-                    large.size = min(large.size, size)
+                    large.shrunk(size)
             elif kind == b"A":
                 tally.check(payload)
                 break
@@ -375,17 +335,17 @@ class Pull:
         self._meter.add(part.length - done)  # holes
         with self._crew.changed:
             large.unsure -= 1
-            whole = large.unsure == 0
+            whole = large.whole()
         if whole:
             self._finish(receiver, large)
 
-    def _finish(self, receiver: Receiver, large: _Large) -> None:
+    def _finish(self, receiver: Receiver, large: Large) -> None:
         file = large.file
         receiver.end(large.number)
         receiver.finish(file.path, large.size, file.mode, file.mtime_ns)
 
 
-def _within(payload: bytes, part: _Part) -> None:
+def _within(payload: Data, part: Part) -> None:
     if len(payload) < PIECE.size:
         raise Broken("a piece that is too short")
     number, offset, length, _, _ = PIECE.unpack_from(payload)

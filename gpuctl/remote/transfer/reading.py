@@ -15,7 +15,15 @@ import time
 import zlib
 from typing import Any, Callable, Iterator, List, Tuple
 
-from gpuctl.remote.transfer.framing import BUNDLE, PIECE, PIECE_BYTES, Frames, Packing
+from gpuctl.remote.transfer.framing import (
+    BUNDLE,
+    PIECE,
+    PIECE_BYTES,
+    PIECE_HEAD,
+    PLAIN,
+    Frames,
+    Packing,
+)
 
 DIGEST = 16  # bytes of SHA-256 that stand for a block
 ANCHOR = 16  # the first bytes of a block, by which a moved one is found again
@@ -47,24 +55,39 @@ def extents(handle: int, offset: int, end: int) -> Iterator[Tuple[int, int]]:
         offset = stop
 
 
-def pieces(handle: int, offset: int, length: int, dense: bool) -> Iterator[Tuple[int, bytes]]:
-    """The bytes of a part of a file; holes are left out unless ``dense``."""
+def pieces(handle: int, offset: int, length: int, dense: bool) -> Iterator[Tuple[int, memoryview]]:
+    """The bytes of a part of a file behind `PIECE_HEAD` bytes of room, valid until the next.
+
+    Holes are left out unless ``dense``.
+    """
+    state = os.fstat(handle)
+    if state.st_blocks * 512 >= state.st_size:
+        dense = True  # looking for holes takes time
     whole = [(offset, offset + length)]
+    buffer = memoryview(bytearray(PIECE_HEAD + min(PIECE_BYTES, length)))
     for start, end in whole if dense else extents(handle, offset, offset + length):
         while start < end:
-            data = os.pread(handle, min(PIECE_BYTES, end - start), start)
-            if not data:
+            room = buffer[PIECE_HEAD : PIECE_HEAD + end - start]
+            size = os.preadv(handle, [room], start)
+            if not size:
                 return
-            yield start, data
-            start += len(data)
+            yield start, buffer[: PIECE_HEAD + size]
+            start += size
 
 
-def send_piece(frames: Frames, packing: Packing, number: int, offset: int, plain: bytes) -> int:
-    """Send one piece; returns its crc32."""
+def send_piece(
+    frames: Frames, packing: Packing, number: int, offset: int, frame: memoryview
+) -> int:
+    """Send what `pieces` yields; returns its crc32."""
+    plain = frame[PIECE_HEAD:]
     crc = zlib.crc32(plain)
     codec, data = packing.pack(plain)
+    head = PIECE.pack(number, offset, len(plain), crc, codec)
     started = time.perf_counter()
-    frames.send(b"R", PIECE.pack(number, offset, len(plain), crc, codec), data)
+    if codec == PLAIN:
+        frames.send_piece(head, frame)
+    else:
+        frames.send(b"R", head, data)
     packing.sent(len(data), time.perf_counter() - started)
     return crc
 

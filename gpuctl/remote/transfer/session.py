@@ -6,8 +6,6 @@ The far side's modules travel on its stdin, are compiled there and never touch i
 from __future__ import annotations
 
 import importlib.resources
-import json
-import time
 import zlib
 from functools import cache
 from typing import Any
@@ -24,22 +22,38 @@ from gpuctl.remote.transfer.framing import (
     Truncated,
     parse_json,
 )
-from gpuctl.remote.transfer.planning import NEAR_SECONDS, ONE_STREAM_BYTES, streams_wanted
 
 _PACKAGE = "gpuctl.remote.transfer"
 _MODULES = ("framing", "reading", "landing", "far_side")  # each imports only those before it
-_READ = 1 << 18
-_PINGS = 2
 _EXIT_SECONDS = 10.0
 _TOO_OLD = 83  # our own exit code: python3 is there, but older than 3.8
 _NO_PYTHON = (126, 127, _TOO_OLD)
+_FIND_PYTHON = """
+for python in /usr/bin/python3 /usr/local/bin/python3 python3; do
+  command -v "$python" >/dev/null && GPUCTL_START="$1" exec "$python" -I -S -c "$1"
+done
+exit 127
+"""
+_START = """
+import os, sys
+try:
+    assert sys.version_info >= (3, 8)
+    import fcntl, hashlib, json, queue, zlib
+except (AssertionError, ImportError):
+    start = os.environ.pop("GPUCTL_START", None) or sys.exit({too_old})
+    os.execvp("python3", ["python3", "-I", "-S", "-c", start])
+program = b""
+while len(program) < {size}:
+    program += os.read(0, {size} - len(program)) or sys.exit(1)
+exec(zlib.decompress(program), {{}})
+"""
 _LOADER = """
-import json, sys, types
-for name, source in json.loads(SOURCES):
+import sys, types
+for name, source in SOURCES:
     module = types.ModuleType(name)
     sys.modules[name] = module
     exec(compile(source, name, "exec"), module.__dict__)
-module.main(stdin)
+module.main()
 """
 
 
@@ -75,18 +89,18 @@ def unbelievable(what: str, machine: str | None) -> FarSideFailed:
 def _program() -> bytes:
     folder = importlib.resources.files(_PACKAGE)
     sources = [[f"{_PACKAGE}.{name}", (folder / f"{name}.py").read_text()] for name in _MODULES]
-    loader = f"SOURCES = {json.dumps(sources)!r}\n{_LOADER}"
+    loader = f"SOURCES = {sources!r}\n{_LOADER}"
     return zlib.compress(loader.encode(), 9)
 
 
 def command() -> list[str]:
-    """What starts the far side: it reads its own program from stdin first."""
-    start = (
-        f"import sys;sys.version_info<(3,8) and sys.exit({_TOO_OLD});import zlib;"
-        f"stdin=sys.stdin.buffer;exec(zlib.decompress(stdin.read({len(_program())})),"
-        "{'stdin':stdin})"
-    )
-    return ["python3", "-I", "-S", "-c", start]
+    """What starts the far side: it reads its own program from stdin first.
+
+    The system's own python3 is preferred to what PATH has, which may be a slow shell script
+    (pyenv); when it is too old or incomplete, PATH's is taken all the same.
+    """
+    start = _START.format(size=len(_program()), too_old=_TOO_OLD)
+    return ["sh", "-c", _FIND_PYTHON, "sh", start]
 
 
 class Session:
@@ -104,9 +118,8 @@ class Session:
     def __init__(
         self, channels: Channels, *, own_link: bool = False, machine: str | None = None
     ) -> None:
-        self._machine, self._channels = machine, channels
+        self._machine = machine
         self._channel: ByteChannel = channels.open(command(), own_link=own_link)
-        self._kept = bytearray()
         self._unsent = bytearray(_program())  # goes out together with the first frame
         self.frames = Frames(self._read, self._write)
         self.spoken = False  # whether it ever answered
@@ -121,7 +134,7 @@ class Session:
         """
         self.frames.send_json(b"H", {"root": root, "token": token, "name": name})
 
-    def receive(self) -> tuple[bytes, bytes]:
+    def receive(self) -> tuple[bytes, Data]:
         """The next frame.
 
         Raises:
@@ -156,31 +169,13 @@ class Session:
 
     def greeting(self) -> str:
         """Read the far side's answer to `hello`: dir, file, missing or other."""
-        said = self.expect(b"h")
+        return self.greeted(self.expect(b"h"))
+
+    def greeted(self, said: Any) -> str:
+        """What the answer to `hello` says is there: dir, file, missing or other."""
         if not isinstance(said, dict) or said.get("protocol") != PROTOCOL:
             raise self.nonsense("it greets in another protocol")
         return str(said.get("kind"))
-
-    def streams_for(self, size: int) -> int:
-        """How many streams ``size`` bytes deserve, by the distance while nothing is under way."""
-        if size < ONE_STREAM_BYTES:
-            return 1
-        return streams_wanted(size, self.round_trip(self._channels.round_trip))
-
-    def round_trip(self, claimed: float) -> float:
-        """Seconds to the far side and back, while nothing else is under way.
-
-        Args:
-            claimed: what the link measured, maybe while it was busy logging in; a near link is
-                taken at its word.
-        """
-        best = claimed
-        for _ in range(_PINGS if claimed >= NEAR_SECONDS else 0):
-            started = time.perf_counter()
-            self.frames.send_json(b"N", None)
-            self.expect(BEAT)
-            best = min(best, time.perf_counter() - started)
-        return best
 
     def close(self) -> None:
         """Let go."""
@@ -232,18 +227,17 @@ class Session:
 
     def _read(self, size: int) -> bytes:
         """Exactly so many bytes, fewer only at the end."""
-        kept = self._kept
-        while len(kept) < size:
+        chunks: list[bytes] = []
+        while size:
             try:
-                chunk = self._channel.read(max(_READ, size - len(kept)))
+                chunk = self._channel.read(size)
             except RemoteError as error:
                 raise LinkBroken(error.message, machine=self._machine, next=error.next) from error
             if not chunk:
                 break
-            kept += chunk
-        found = bytes(memoryview(kept)[:size])
-        del kept[:size]
-        return found
+            chunks.append(chunk)
+            size -= len(chunk)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def _write(self, data: Data) -> None:
         if self._unsent:

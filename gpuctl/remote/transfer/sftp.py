@@ -22,7 +22,6 @@ from gpuctl.remote.transfer import planning
 from gpuctl.remote.transfer.framing import Broken
 from gpuctl.remote.transfer.landing import DRAFT_MARK, Receiver, draft_key
 from gpuctl.remote.transfer.pace import Meter, Pace
-from gpuctl.remote.transfer.pull import Fetched
 from gpuctl.remote.transfer.reading import open_plain
 from gpuctl.remote.transfer.session import FarSideFailed, LinkBroken, unbelievable
 
@@ -170,7 +169,7 @@ class Sftp:
 
     # ------------------------------------------------------------------ back
 
-    def pull(self, source: str, target: Path) -> Fetched:
+    def pull(self, source: str, target: Path) -> Transferred:
         """Fetch a file or a tree; see `gpuctl.remote.transfer.download.download`.
 
         Raises:
@@ -188,7 +187,7 @@ class Sftp:
             except Broken as error:
                 raise unbelievable(str(error), self._machine) from error
 
-    def _fetch(self, source: str, selection: Selection, receiver: Receiver) -> Fetched:
+    def _fetch(self, source: str, selection: Selection, receiver: Receiver) -> Transferred:
         with _landing(receiver):
             receiver.folders([folder.path for folder in selection.dirs])
         here: dict[str, tuple[int, int]] = {}
@@ -201,13 +200,12 @@ class Sftp:
         self._meter.expect(sum(file.size for file in differing))
         for number, file in enumerate(differing):
             self._take(source, file, number, receiver)
-        kept = [link for link in selection.links if not planning.leads_out(link.path, link.target)]
+        kept, left_out = planning.kept_links(selection.links)
         with _landing(receiver):
             receiver.links([[link.path, link.target] for link in kept])
             receiver.modes([[folder.path, folder.mode] for folder in selection.dirs])
-        left_out = tuple(printable(link.path) for link in selection.links if link not in kept)
         skipped = len(selection.files) - len(differing)
-        return Fetched(Transferred(receiver.files, receiver.bytes, skipped), left_out)
+        return Transferred(receiver.files, receiver.bytes, skipped, left_out)
 
     def _take(self, source: str, file: File, number: int, receiver: Receiver) -> None:
         place = f"{source.rstrip('/')}/{file.path}" if file.path else source

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,14 +53,14 @@ def upload(
         NoPython: the machine has no python3, and there is no ``sftp``.
         RemoteError: it cannot be written there, or the link broke again and again.
     """
-    selection, name = selected(source)
+    selecting, name = selected(source)
     meter, pace = Meter(progress), Pace(rate)
 
     def attempt() -> Transferred:
         return Push(
             channels,
             source,
-            selection,
+            selecting,
             target,
             meter=meter.restarted(),
             pace=pace,
@@ -74,7 +75,7 @@ def upload(
 
         with open_session() as client:
             transfer = Sftp(client, meter=meter.restarted(), pace=pace, machine=machine)
-            return transfer.push(source, selection, target, name=name)
+            return transfer.push(source, selecting(), target, name=name)
 
     try:
         return carried_on(attempt, lambda: meter.moved)
@@ -85,8 +86,8 @@ def upload(
         return carried_on(lambda: plain(opening), lambda: meter.moved)
 
 
-def selected(source: Path) -> tuple[Selection, str | None]:
-    """What of ``source`` is sent, and its name when it is one file.
+def selected(source: Path) -> tuple[Callable[[], Selection], str | None]:
+    """What tells what of ``source`` is sent, and its name when it is one file.
 
     Raises:
         UsageError: it cannot be read.
@@ -98,8 +99,8 @@ def selected(source: Path) -> tuple[Selection, str | None]:
             f"{source} cannot be read: {error.strerror}", next="Correct the path."
         ) from error
     if stat.S_ISDIR(state.st_mode):
-        return select(source), None
+        return cache(lambda: select(source)), None
     if not stat.S_ISREG(state.st_mode):
         raise UsageError(f"{source} is neither a file nor a folder", next="Correct the path.")
     file = File("", state.st_size, state.st_mtime_ns, stat.S_IMODE(state.st_mode))
-    return Selection([file], [], []), source.name
+    return lambda: Selection([file], [], []), source.name

@@ -164,7 +164,7 @@ class PipeChannels:
         self.opened.append(own_link)
         if not own_link and self._fuses and self._fuses[0].blown:
             self._fuses.pop(0)
-        argv = [self._python, *argv[1:-1], f"{self._prelude}\n{argv[-1]}"]
+        argv = [self._python, "-I", "-S", "-c", f"{self._prelude}\n{argv[-1]}"]
         fuse = self._fuses[0] if self._fuses else None
         return PipeChannel(argv, self._cwd, fuse, self._idle)
 

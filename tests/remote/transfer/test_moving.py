@@ -14,7 +14,7 @@ import pytest
 from gpuctl.errors import RemoteError, UsageError
 from gpuctl.remote.transfer import crew
 from gpuctl.remote.transfer.download import download
-from gpuctl.remote.transfer.session import FarSideFailed, LinkBroken, NoPython, Session
+from gpuctl.remote.transfer.session import FarSideFailed, LinkBroken, NoPython
 from gpuctl.remote.transfer.upload import upload
 from tests.remote.transfer.pipes import DEAF, FULL_DISK, READ_ONLY, Fuse, PipeChannels
 from tests.remote.transfer.trees import MIB, content, described, mixed, small_files
@@ -39,12 +39,6 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
 
 
-@pytest.fixture(autouse=True)
-def _as_far_as_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process beside us is near; tests say how far it is to be taken for."""
-    monkeypatch.setattr(Session, "round_trip", lambda _, claimed: claimed)
-
-
 def drafts(root: Path) -> list[Path]:
     return list(root.rglob(".gpuctl-part-*"))
 
@@ -58,12 +52,12 @@ def test_a_tree_goes_there_and_back(here: Path, there: Path, round_trip: float) 
     assert sent.files == sum(entry[0] == "file" for entry in described(here).values())
     fetched = download(channels, "tree", here.parent / "back")
     assert described(here.parent / "back") == described(here)
-    assert fetched.transferred.files == sent.files
+    assert fetched.files == sent.files
     assert fetched.left_out == ()
     assert any(channels.opened) == (round_trip == FAR), "far links get more streams"
     again = upload(channels, here, "tree"), download(channels, "tree", here.parent / "back")
     assert (again[0].files, again[0].skipped) == (0, sent.files)
-    assert (again[1].transferred.files, again[1].transferred.skipped) == (0, sent.files)
+    assert (again[1].files, again[1].skipped) == (0, sent.files)
     assert not drafts(here.parent)
 
 
@@ -257,7 +251,7 @@ def test_content_is_compared_when_asked(here: Path, there: Path, way: str) -> No
     if way == "up":
         moved = upload(channels, here, "tree", checksum=True)
     else:
-        moved = download(channels, "tree", here, checksum=True).transferred
+        moved = download(channels, "tree", here, checksum=True)
     assert (moved.files, moved.skipped) == (1, 1)
     assert described(goal) == described(origin), "times are set even where content is the same"
 
@@ -289,7 +283,7 @@ def test_long_work_is_not_silent(here: Path, there: Path) -> None:
     os.utime(there / "tree" / "x", (1, 1))
     channels = PipeChannels(there)
     assert upload(channels, here, "tree", checksum=True).skipped == 1
-    assert download(channels, "tree", here, checksum=True).transferred.skipped == 1
+    assert download(channels, "tree", here, checksum=True).skipped == 1
 
 
 def test_a_file_where_a_folder_should_be(here: Path, there: Path) -> None:

@@ -1,0 +1,81 @@
+"""From a bucket to a machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpuctl.buckets import bring
+from gpuctl.errors import UsageError
+from tests.buckets.conftest import MakeTrip, at, files
+
+
+def fill(s3: Any, bucket: str, **objects: bytes) -> None:
+    for key, body in objects.items():
+        s3.put_object(Bucket=bucket, Key=key.replace("__", "/"), Body=body)
+
+
+def test_a_prefix_lands_like_a_folders_contents(
+    trip: MakeTrip, s3: Any, bucket: str, root: Path, said: list[str]
+) -> None:
+    fill(s3, bucket, p__a=b"one", p__deep__b=b"two" * 1000, p__empty=b"", pq=b"not this")
+    s3.put_object(Bucket=bucket, Key="p/folder/", Body=b"")
+    s3.put_object(Bucket=bucket, Key="p/ä ?#%+.txt", Body=b"odd")
+    moved = bring(trip(), at(bucket, "p"), "work/data")
+    assert files(root / "work/data") == {
+        "a": b"one",
+        "deep/b": b"two" * 1000,
+        "empty": b"",
+        "ä ?#%+.txt": b"odd",
+    }
+    assert (moved.files, moved.bytes, moved.skipped) == (4, 3006, 0)
+    assert said == [f"s3://{bucket}/p goes straight to the machine"]
+    modified = s3.head_object(Bucket=bucket, Key="p/a")["LastModified"]
+    assert (root / "work/data/a").stat().st_mtime == modified.timestamp()
+
+
+def test_what_is_there_is_not_brought_again(
+    trip: MakeTrip, s3: Any, bucket: str, root: Path
+) -> None:
+    fill(s3, bucket, p__a=b"one", p__b=b"two")
+    bring(trip(), at(bucket, "p/"), "data")
+    again = bring(trip(), at(bucket, "p/"), "data")
+    assert (again.files, again.bytes, again.skipped) == (0, 0, 2)
+    state = (root / "data/a").stat()
+    (root / "data/a").write_bytes(b"eno")
+    os.utime(root / "data/a", ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert bring(trip(), at(bucket, "p/"), "data").files == 0
+    assert bring(trip(checksum=True), at(bucket, "p/"), "data").files == 1
+    assert (root / "data/a").read_bytes() == b"one"
+
+
+@pytest.mark.parametrize(
+    ("target", "lands"), [("x/", "x/tokens.bin"), ("there", "there/tokens.bin"), ("new", "new")]
+)
+def test_an_object_lands_like_a_file(
+    trip: MakeTrip, s3: Any, bucket: str, root: Path, target: str, lands: str
+) -> None:
+    (root / "there").mkdir()
+    fill(s3, bucket, **{"p/tokens.bin": b"tokens"})
+    assert bring(trip(), at(bucket, "p/tokens.bin"), target).files == 1
+    assert (root / lands).read_bytes() == b"tokens"
+    assert bring(trip(), at(bucket, "p/tokens.bin"), target).skipped == 1
+
+
+@pytest.mark.parametrize("key", ["nothing", "nothing/", "p/a/"])
+def test_nothing_there(trip: MakeTrip, s3: Any, bucket: str, key: str) -> None:
+    fill(s3, bucket, p__a=b"one")
+    with pytest.raises(UsageError, match="There is nothing at s3://"):
+        bring(trip(), at(bucket, key), "data")
+
+
+def test_a_stored_sha256_is_believed_more_than_an_etag(
+    trip: MakeTrip, s3: Any, bucket: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.put_object(Bucket=bucket, Key="a", Body=b"one", ChecksumAlgorithm="SHA256")
+    wrong = Entry("a", 3, datetime.now(UTC), s3.head_object(Bucket=bucket, Key="a")["ETag"].strip('"'), True)
+    kept = Bucket(bucket, trip().environ)
+    assert kept.sha256(wrong) == "dpLDrTVAu4A8Agl4/uKQP5gLGQnRLkiLmh6MZojL76k="
