@@ -185,6 +185,7 @@ def test_only_cli_prints() -> None:
     programs_of_their_own = {  # what they print is a protocol or their log
         AGENT,
         "providers/local_machine.py",
+        "providers/ssh_host.py",
         "gpuctl/fleet/watchdog.py",
         "gpuctl/run/background.py",
     }

@@ -112,7 +112,6 @@ def is_loopback(endpoint: str) -> bool:
 def _session(environ: Mapping[str, str]) -> Session:
     import boto3
     import botocore.session
-
     from botocore.exceptions import PartialCredentialsError
 
     halves = [name for name in _BOTH_OR_NONE if environ.get(name)]

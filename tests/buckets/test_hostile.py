@@ -93,18 +93,14 @@ def test_nonsense_while_sending(
 
 
 @pytest.mark.parametrize("path", ["../other", "/etc", "a/../../b", "", "a//b"])
-def test_it_cannot_name_a_key_elsewhere(
-    trip: MakeTrip, bucket: str, root: Path, path: str
-) -> None:
+def test_it_cannot_name_a_key_elsewhere(trip: MakeTrip, bucket: str, root: Path, path: str) -> None:
     liar = Liar(root, listed([path, 1]))
     with pytest.raises(StoreError, match="can be no key in S3"):
         send(trip(connection=liar), "out", at(bucket, "p"))
     assert b"X-Amz" not in liar.heard
 
 
-def test_what_it_claims_to_have_sent_is_looked_for(
-    trip: MakeTrip, bucket: str, root: Path
-) -> None:
+def test_what_it_claims_to_have_sent_is_looked_for(trip: MakeTrip, bucket: str, root: Path) -> None:
     liar = Liar(root, [*listed(["a", 1]), {"t": "done", "i": 0, "etags": []}])
     with pytest.raises(StoreError, match="p/a is not there as it was sent"):
         send(trip(connection=liar), "out", at(bucket, "p"))
@@ -130,6 +126,6 @@ def test_one_that_says_nothing_is_not_waited_for(
     s3.put_object(Bucket=bucket, Key="p/a", Body=b"x")
     env = {"PATH": str(tools), "MARK": str(root)}
     silent = LocalConnection(LocalAccess(str(root), (), env), machine=NAME)
-    with pytest.raises(RemoteError, match="said nothing|ended too early"):
+    with pytest.raises(RemoteError, match="broke off"):
         bring(trip(connection=silent), at(bucket, "p"), "data")
     assert until(lambda: not (root / "data").exists(), 1)

@@ -24,6 +24,7 @@ from gpuctl.remote.transfer.framing import (
 )
 from gpuctl.remote.transfer.reading import BEAT_EVERY, open_plain
 
+_NO_NAMES = ("", ".", "..")
 DRAFT_MARK = ".gpuctl-part-"
 
 
@@ -43,7 +44,7 @@ class Receiver:
     def __init__(self, root: str, token: str, single: bool = False) -> None:
         self.root, self.token, self.single = root, token, single
         self.files = self.bytes = 0
-        self._known: Set[str] = set()
+        self._folders: Dict[str, str] = {}  # those that are there: path -> place, with a "/"
         self._open: Dict[int, Tuple[str, int, Tuple[int, int]]] = {}
         self._count = 0
         self._nonce = os.urandom(4).hex()  # one session may have several receivers
@@ -51,38 +52,44 @@ class Receiver:
     def place(self, path: str) -> str:
         """Where a path is; the folders to it are made. Raises Broken when it leads out."""
         if self.single and path == "":
-            self._folder(os.path.dirname(self.root) or ".", made=True)
+            os.makedirs(os.path.dirname(self.root) or ".", exist_ok=True)
             return self.root
-        parts = path.split("/")
-        if "\0" in path or any(part in ("", ".", "..") for part in parts):
-            raise Broken("the path %r leads out of the target" % path)
-        self._folder(self.root, made=True)
-        for depth in range(1, len(parts)):
-            self._folder(os.path.join(self.root, *parts[:depth]))
-        return os.path.join(self.root, *parts)
+        parent, _, name = path.rpartition("/")
+        if parent not in self._folders or name in _NO_NAMES or "\0" in name:
+            parts = path.split("/")
+            if "\0" in path or any(part in _NO_NAMES for part in parts):
+                raise Broken("the path %r leads out of the target" % path)
+            for depth in range(len(parts)):
+                self._make("/".join(parts[:depth]))
+        return self._folders[parent] + name
 
-    def _folder(self, path: str, made: bool = False) -> None:
-        if path in self._known:
+    def _make(self, path: str) -> None:
+        """Make a folder whose parent is there."""
+        if path in self._folders:
             return
-        if made:
-            os.makedirs(path, exist_ok=True)
-        else:
-            if os.path.islink(path):  # else what belongs below it would land where it points
-                os.unlink(path)
-            try:
-                os.mkdir(path)
-            except FileExistsError:
-                mode = os.lstat(path).st_mode
-                if not stat.S_ISDIR(mode):
-                    raise
-                if mode & 0o700 != 0o700:
-                    os.chmod(path, stat.S_IMODE(mode) & 0o777 | 0o700)
-        self._known.add(path)
+        if path == "":
+            os.makedirs(self.root, exist_ok=True)
+            self._folders[""] = os.path.join(self.root, "")
+            return
+        parent, _, name = path.rpartition("/")
+        place = self._folders[parent] + name
+        if os.path.islink(place):  # else what belongs below it would land where it points
+            os.unlink(place)
+        try:
+            os.mkdir(place)
+        except FileExistsError:
+            mode = os.lstat(place).st_mode
+            if not stat.S_ISDIR(mode):
+                raise
+            if mode & 0o700 != 0o700:
+                os.chmod(place, stat.S_IMODE(mode) & 0o777 | 0o700)
+        self._folders[path] = place + "/"
 
     def folders(self, paths: List[str]) -> None:
         """Make folders."""
         for path in paths:
-            self._folder(self.place(path))
+            self.place(path)
+            self._make(path)
 
     def bundle(self, payload: Data, wanted: Set[str] | None = None) -> List[List[Any]]:
         """Write the small files of a frame; returns its table.
@@ -121,7 +128,7 @@ class Receiver:
         target = self.place(path)
         self._count += 1
         name = "%s%s-%s-%d" % (DRAFT_MARK, self.token, self._nonce, self._count)
-        draft = os.path.join(os.path.dirname(target), name)
+        draft = target[: target.rfind("/") + 1] + name
         handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         try:
             try:
@@ -292,14 +299,16 @@ class Receiver:
             place = self.place(path)
             if not os.path.islink(place):
                 os.chmod(place, mode & 0o777)
-                self._known.discard(place)
+                self._folders.pop(path, None)
 
 
 def _described(entry: Any) -> Tuple[str, int, int, int, int]:
-    fits = isinstance(entry, list) and len(entry) == 5 and isinstance(entry[0], str)
-    if not fits or not all(isinstance(n, int) for n in entry[1:]) or entry[1] < 0:
-        raise Broken("a bundle whose table is none")
-    return entry[0], entry[1], entry[2], entry[3], entry[4]
+    if type(entry) is list and len(entry) == 5:
+        path, size, mode, mtime_ns, crc = entry
+        if type(path) is str and type(size) is type(mode) is type(mtime_ns) is type(crc) is int:
+            if size >= 0:
+                return path, size, mode, mtime_ns, crc
+    raise Broken("a bundle whose table is none")
 
 
 def _write_at(handle: int, data: Data, offset: int) -> None:
