@@ -73,6 +73,7 @@ class SshConnection:
         self._machine = machine
         self._has_folder = bool(access.folder)
         self._setup = setup_script(access)
+        self._setup_again = setup_script(access, make=False)
         self._there: str | None = None
         self._output_limit = output_limit
         ways = (access, *access.alternatives)
@@ -347,6 +348,7 @@ class SshConnection:
             raise
         finally:
             self._links.end(command)
+        self._setup = self._setup_again  # a folder that vanishes now is not made again, empty
         return Completed(code, stdout, command.channel.stderr())
 
     def _ended(self, command: SshCommand, what: str) -> RemoteError:

@@ -15,11 +15,15 @@ _LOGIN_SHELL = 'exec "${{SHELL:-sh}}" -l -c {inner}'
 _INNER = "exec sh -c {script}"
 
 
-def setup_script(access: SshAccess) -> str:
-    """Return POSIX shell commands that enter the folder (made if absent) and set the environment.
+def setup_script(access: SshAccess, *, make: bool = True) -> str:
+    """Return POSIX shell commands that enter the folder and set the environment.
 
     They end with a separator, and are empty when there is nothing to set up. The environment is
     visible to every user of the machine while a command starts: it is no place for secrets.
+
+    Args:
+        access: has folder, environment and PATH.
+        make: make the folder if it is not there.
 
     Raises:
         UsageError: the environment or PATH has something in it that no shell takes.
@@ -27,8 +31,8 @@ def setup_script(access: SshAccess) -> str:
     script = ""
     if access.folder:
         place = _place(access.folder)
-        make = f"(umask 077 && mkdir -p -- {place}) && cd -- {place};"
-        script += f"cd -- {place} 2>/dev/null || {{ {make} }} || exit 1; "
+        making = f"2>/dev/null || {{ (umask 077 && mkdir -p -- {place}) && cd -- {place}; }} "
+        script += f"cd -- {place} {making if make else ''}|| exit 1; "
     for name, value in access.env.items():
         if not _NAME.fullmatch(name):
             raise _wrong(f"{name!r} is no name for an environment variable")

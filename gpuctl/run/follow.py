@@ -10,7 +10,7 @@ from functools import partial
 from typing import Literal, TypeAlias
 
 from gpuctl.agent.client import Beat, CheckpointState, JobState, LogLine, StateUpdate, SyncState
-from gpuctl.errors import GpuctlError, LedgerError, RemoteError
+from gpuctl.errors import GpuctlError, LedgerError, RemoteError, StoreError
 from gpuctl.printable import printable
 from gpuctl.run.caps import TERM_GRACE_SECONDS
 from gpuctl.run.checkpoints import known_checkpoints, note_checkpoint, prune_checkpoints
@@ -30,6 +30,8 @@ _LOST_AFTER_SECONDS = (
 _RECONNECT_FIRST_SECONDS = 0.2
 _RECONNECT_MOST_SECONDS = 15.0
 _STOP_AGAIN_SECONDS = 2.0
+_GRANT_SECONDS = 900.0  # temporary credentials live for an hour, and so does what they signed
+_GRANT_AGAIN_SECONDS = 30.0
 _QUEUE_PIECES = 100  # of output, up to 64 KiB each; the machine keeps what has to wait
 
 
@@ -62,6 +64,7 @@ class Follower:
         self._out_of_reach_since: float | None = None
         self._reconnect_pause = _RECONNECT_FIRST_SECONDS
         self._relay = Relay(work, live, live.outbox) if live.outbox is not None else None
+        self._grant_due = self._now() + _GRANT_SECONDS
 
     def follow(self) -> AttemptEnd:
         """Return how the attempt ended. The machine is still there then, or is not."""
@@ -79,6 +82,7 @@ class Follower:
                 return AttemptEnd("cancelled", "stopped on request; the job could not be told")
             piece = self._next()
             self._note_checkpoints()
+            self._renew_grant()
             if piece is None:
                 if self._now() - heard > _SILENCE_SECONDS:
                     self._live.agent.close_watch()  # ends the stream; the reader reports it
@@ -168,6 +172,21 @@ class Follower:
         self._work.report.step(f"checkpoint {printable(checkpoint.name)} is safe")
         prune_checkpoints(self._work, self._warn_once)
 
+    def _renew_grant(self) -> None:
+        """Give the machine a new way into an S3 store before the old one ends."""
+        if self._relay is not None or self._work.store.folder is not None:
+            return
+        if self._state is None or self._state.phase == "ended" or self._now() < self._grant_due:
+            return
+        self._grant_due = self._now() + _GRANT_SECONDS
+        try:
+            grant = self._work.store.write_grant()
+            if grant is not None:
+                self._live.agent.grant(grant)
+        except (RemoteError, StoreError) as error:
+            self._grant_due = self._now() + _GRANT_AGAIN_SECONDS
+            self._warn_once(f"the machine's way to the store was not renewed yet: {error.message}")
+
     def _record(self, write: Callable[[], object]) -> None:
         """Write what the machine and the store know too: without it the job need not end.
 
@@ -183,6 +202,8 @@ class Follower:
         if sync.ok == self._sync_ok:
             return
         self._sync_ok = sync.ok
+        if not sync.ok:
+            self._grant_due = self._now()  # it may be what has ended
         if sync.ok:
             self._work.report.step("the store takes it again")
         else:

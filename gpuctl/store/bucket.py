@@ -164,7 +164,7 @@ class Bucket:
             return None
         with self._asking(entry.key):
             head = self._client.head_object(
-                Bucket=self.name, Key=entry.key, IfMatch=entry.etag, ChecksumMode="ENABLED"
+                Bucket=self.name, Key=entry.key, IfMatch=f'"{entry.etag}"', ChecksumMode="ENABLED"
             )
         found = head.get("ChecksumSHA256", "")
         return found if found and "-" not in found else None
@@ -272,7 +272,7 @@ class Bucket:
                 Bucket=self.name,
                 Key=entry.key,
                 Range=f"bytes={start}-{entry.size - 1}",
-                IfMatch=entry.etag,
+                IfMatch=f'"{entry.etag}"',
             )
         try:
             with answer["Body"] as stream:

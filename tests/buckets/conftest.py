@@ -37,12 +37,12 @@ def moto_port() -> Iterator[int]:
     server.stop()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def endpoint(moto_port: int) -> str:
     return f"http://127.0.0.1:{moto_port}"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def s3(endpoint: str) -> Any:
     """The client of somebody beside gpuctl."""
     return boto3.client(

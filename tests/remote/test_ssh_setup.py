@@ -152,12 +152,16 @@ def test_a_transfer_lands_in_the_folder(sshd: Sshd, connect: Connect, tmp_path: 
     assert (tmp_path / "back").read_bytes() == b"content"
 
 
-def test_a_folder_that_vanished_is_made_again(sshd: Sshd, connect: Connect, tmp_path: Path) -> None:
+def test_a_folder_that_vanished_is_not_made_again_behind_somebodys_back(
+    sshd: Sshd, connect: Connect, tmp_path: Path
+) -> None:
     folder = tmp_path / "ours"
     connection = connect(access=replace(sshd.access, folder=str(folder)))
     assert connection.home == str(folder)
     folder.rmdir()
-    assert connection.run(["pwd"], timeout=20).stdout.decode() == f"{folder}\n"
+    assert connection.run(["echo", "started"], timeout=20).stdout == b""
+    assert list(connection.open(["echo", "started"]).lines()) == []
+    assert not folder.exists()
 
 
 def test_a_folder_that_cannot_be_is_told(sshd: Sshd, connect: Connect, tmp_path: Path) -> None:

@@ -305,9 +305,9 @@ class Receiver:
 def _described(entry: Any) -> Tuple[str, int, int, int, int]:
     if type(entry) is list and len(entry) == 5:
         path, size, mode, mtime_ns, crc = entry
-        if type(path) is str and type(size) is type(mode) is type(mtime_ns) is type(crc) is int:
-            if size >= 0:
-                return path, size, mode, mtime_ns, crc
+        numbers = type(size) is type(mode) is type(mtime_ns) is type(crc) is int
+        if numbers and type(path) is str and size >= 0:
+            return path, size, mode, mtime_ns, crc
     raise Broken("a bundle whose table is none")
 
 
