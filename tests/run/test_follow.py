@@ -60,7 +60,9 @@ def follower(stubs: Stubs, clock: HandClock) -> Follower:
 
 
 def job(**changes: Any) -> JobState:
-    return JobState.model_validate({"phase": "running", **changes})
+    return JobState.model_validate(
+        {"run": "demo-1a2b3c", "attempt": 1, "phase": "running", **changes}
+    )
 
 
 def test_the_way_to_the_store_is_renewed_while_the_job_runs(
