@@ -80,13 +80,13 @@ class Copy:
     def _is_there(self, source: Path, file: File, target: Path) -> bool:
         try:
             there = target.lstat()
-        except FileNotFoundError:
-            return False
-        if not stat.S_ISREG(there.st_mode) or there.st_size != file.size:
-            return False
-        if not self.checksum:
-            return there.st_mtime_ns == file.mtime_ns
-        if _digest(source) != _digest(target):
+            if not stat.S_ISREG(there.st_mode) or there.st_size != file.size:
+                return False
+            if not self.checksum:
+                return there.st_mtime_ns == file.mtime_ns
+            if _digest(source) != _digest(target):
+                return False
+        except FileNotFoundError:  # one of them; the caller finds out which
             return False
         os.utime(target, ns=(there.st_atime_ns, file.mtime_ns))
         return True

@@ -216,10 +216,7 @@ class SshConnection:
         try:
             return call_in_foreground(argv)
         except FileNotFoundError as error:
-            raise self._error(
-                "There is no ssh on this computer, which terminals need",
-                next="Install OpenSSH's client.",
-            ) from error
+            raise self._error("There is no ssh here: install OpenSSH's client") from error
 
     def close(self) -> None:
         """Let go. What was started and detached there lives on."""

@@ -52,7 +52,7 @@ _NO_CREDENTIALS = {
     "TokenRetrievalError",
 }
 _ADVICE = {
-    "NoSuchBucket": ("there is no such bucket", "Make the bucket, or correct the store."),
+    "NoSuchBucket": ("there is no such bucket", "Make the bucket, or correct its name."),
     "AccessDenied": ("access was denied", "The key needs the rights to list, get, put and delete."),
     "403": ("access was denied", "The key needs the rights to list, get, put and delete."),
     "InvalidAccessKeyId": ("the access key is unknown there", _KEYS),

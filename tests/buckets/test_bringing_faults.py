@@ -50,6 +50,7 @@ def test_a_large_object_is_carried_on_where_it_broke_off(
     assert len(set(starts)) == 6  # none of them from the beginning again
 
 
+@pytest.mark.slow
 def test_a_transfer_that_was_killed_is_carried_on_by_the_next(
     trip: MakeTrip, s3: Any, bucket: str, root: Path, gate: Gate
 ) -> None:
@@ -168,6 +169,7 @@ def test_content_that_stays_damaged_is_an_error(
     assert files(root) == {}
 
 
+@pytest.mark.slow
 def test_a_store_that_stutters(
     trip: MakeTrip, s3: Any, bucket: str, root: Path, gate: Gate
 ) -> None:
@@ -238,6 +240,7 @@ class TestFullDisk:
             bring(trip(), at(bucket, "p"), "small")
         assert files(small) == {}
 
+    @pytest.mark.slow
     def test_one_that_fills_up_meanwhile(
         self, trip: MakeTrip, s3: Any, bucket: str, small: Path
     ) -> None:

@@ -113,6 +113,7 @@ def test_what_it_says_cannot_touch_a_terminal(trip: MakeTrip, bucket: str, root:
     assert raised.value.message.isprintable()
 
 
+@pytest.mark.slow
 def test_one_that_says_nothing_is_not_waited_for(
     trip: MakeTrip, s3: Any, bucket: str, root: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:

@@ -93,6 +93,7 @@ def test_in_without_python(
     assert "there is no python3" in said[0]
 
 
+@pytest.mark.slow
 def test_in_pieces_that_fit_here(
     far_away: None,
     trip: MakeTrip,
@@ -150,6 +151,7 @@ def test_out_when_the_machine_has_no_route(
     assert (again.files, again.skipped) == (0, 2)
 
 
+@pytest.mark.slow
 def test_out_file_by_file_when_it_is_much(
     far_away: None,
     trip: MakeTrip,
@@ -177,6 +179,7 @@ def test_out_without_python(
         send(there, "nothing", at(bucket, "p/"))
 
 
+@pytest.mark.slow
 def test_from_here_in_parts(
     endpoint: str, s3: Any, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,6 +121,7 @@ def test_an_upload_that_fails_leaves_no_parts(
     assert uploads(s3, bucket) == []
 
 
+@pytest.mark.slow
 def test_a_transfer_that_is_stopped_leaves_no_parts(
     trip: MakeTrip, s3: Any, bucket: str, root: Path, small_parts: int
 ) -> None:
@@ -151,7 +152,7 @@ def test_a_store_that_loses_what_it_took(
         send(trip(at=gate.endpoint), "out", at(bucket, "p/"))
 
 
-@pytest.mark.parametrize("name", ["line\nbreak", "esc\x1b[2J", b"latin-\xe4", "x/" * 600 + "y"])
+@pytest.mark.parametrize("name", ["line\nbreak", b"latin-\xe4", "x/" * 600 + "y"])
 def test_names_that_s3_cannot_hold(
     trip: MakeTrip, s3: Any, bucket: str, root: Path, name: str | bytes
 ) -> None:

@@ -43,6 +43,7 @@ class Rehearsal:
 
     folder: Path
     settings: dict[str, str] = field(default_factory=dict)  # added to the caller's environment
+    provider = "local"
 
     @property
     def home(self) -> Path:

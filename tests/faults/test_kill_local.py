@@ -6,6 +6,7 @@ whole checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -74,22 +75,33 @@ def case(moment: str, ending: object) -> object:
     ],
 )
 def test_killed(moment: str, ending: object, tmp_path: Path) -> None:
-    rehearsal = Rehearsal(tmp_path)
+    killed_and_resumed(Rehearsal(tmp_path), moment, ending)  # type: ignore[arg-type]
+
+
+def killed_and_resumed(
+    rehearsal: Rehearsal, moment: str, ending: Callable[[Rehearsal], None], lease: str = LEASE
+) -> None:
+    """Kill a run at a fact, let one ending do its work, and finish the run by `resume`."""
     spec = rehearsal.write_spec()
-    process = rehearsal.start("run", spec, "--provider", "local", "--yes", "--lease", LEASE)
+    process = rehearsal.start(
+        "run", spec, "--provider", rehearsal.provider, "--yes", "--lease", lease
+    )
     try:
         reached = until(lambda: moment in rehearsal.kinds(), 30, every=0.005)
         assert reached, rehearsal.kinds()
     finally:
         process.kill()
         process.communicate(timeout=10)
-    ending(rehearsal)  # type: ignore[operator]
+    ending(rehearsal)
     code, document, err = rehearsal.gpuctl("resume", rehearsal.run_id())
     assert code == 0, (document, err)
     assert document["run"]["state"] == "succeeded"
     result = (spec.parent / "artifacts" / "result.txt").read_text()
     assert result.startswith(f"{STEPS} from attempt")
-    assert until(rehearsal.nothing_is_left, 20)
+    assert until(rehearsal.nothing_is_left, 20), (
+        rehearsal.machine_processes(),
+        rehearsal.machine_folders(),
+    )
     code, document, err = rehearsal.gpuctl("audit")
     assert (code, document["billing"]) == (0, []), err
     rehearsal.kill_watchdog()

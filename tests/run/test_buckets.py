@@ -91,6 +91,7 @@ def test_without_credentials_nothing_is_rented(ready: Rehearsal, bucket: str) ->
     assert ready.kinds() == []
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_does_not_answer(ready: Rehearsal, bucket: str) -> None:
     ready.settings["AWS_ENDPOINT_URL_S3"] = "http://127.0.0.1:9"
     ready.settings["AWS_MAX_ATTEMPTS"] = "1"

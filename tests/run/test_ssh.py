@@ -13,9 +13,10 @@ import pytest
 from providers.processes import carriers
 from providers.ssh_host import MARKER
 from tests.clouds.ssh_hosts import Hosts
-from tests.faults.rehearsal import STEPS, TRAIN, Rehearsal
+from tests.faults.over_ssh import SshRehearsal, over_ssh
+from tests.faults.rehearsal import STEPS, TRAIN
 from tests.remote.sshd import needs_sshd
-from tests.run.whole_run import Ended
+from tests.run.whole_run import Ended, nothing_bills
 from tests.waiting import until
 
 pytestmark = needs_sshd
@@ -32,34 +33,24 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
 
 
 @pytest.fixture
-def over_ssh(tmp_path: Path, hosts: Hosts) -> Iterator[Rehearsal]:
+def rehearsal(hosts: Hosts) -> Iterator[SshRehearsal]:
     """A home that knows the host."""
-    settings = {k: v for k, v in hosts.environ().items() if k.startswith("GPUCTL_")}
-    made = Rehearsal(tmp_path, settings)
+    made = over_ssh(hosts)
     yield made
     for name in hosts.books().values():
         made.gpuctl("terminate", name, "--yes")
     made.kill_watchdog()
 
 
-def run(rehearsal: Rehearsal, spec: str | None = None, *more: str) -> Ended:
+def run(rehearsal: SshRehearsal, spec: str | None = None, *more: str) -> Ended:
     """Carry a spec to its end on a host."""
     path = rehearsal.write_spec(spec)
     return Ended(*rehearsal.gpuctl("run", path, "--provider", "ssh", "--yes", *more))
 
 
-def nothing_is_left(rehearsal: Rehearsal, hosts: Hosts) -> None:
+def nothing_is_left(rehearsal: SshRehearsal) -> None:
     """Ask the hosts, the system and `audit`."""
-    assert hosts.books() == {}
-    for name in hosts.servers:
-        base = hosts.base(name)
-        assert not base.exists() or list(base.iterdir()) == []
-    machines = {event.machine for event in rehearsal.events() if event.machine}
-    assert machines
-    for machine in machines:
-        assert carriers({MARKER: machine}) == set()
-    code, document, err = rehearsal.gpuctl("audit")
-    assert (code, document["billing"], document["unaccounted"]) == (0, [], []), err
+    nothing_bills(rehearsal)
     relayed = rehearsal.home / "relay"
     assert not relayed.exists() or list(relayed.iterdir()) == []
 
@@ -68,47 +59,48 @@ LONG = 60
 LONGER = TRAIN.format(steps=LONG)
 
 
-def result(rehearsal: Rehearsal) -> str:
+def result(rehearsal: SshRehearsal) -> str:
     return (rehearsal.folder / "job/artifacts/result.txt").read_text().strip()
 
 
-def test_a_whole_job(over_ssh: Rehearsal, hosts: Hosts) -> None:
-    ended = run(over_ssh)
+def test_a_whole_job(rehearsal: SshRehearsal, hosts: Hosts) -> None:
+    ended = run(rehearsal)
     assert (ended.code, ended.outcomes) == (0, ["completed"]), ended.err
-    assert result(over_ssh) == f"{STEPS} from attempt 1"
+    assert result(rehearsal) == f"{STEPS} from attempt 1"
     steps = [one["step"] for one in ended.run["checkpoints"]]
     assert max(steps) == STEPS
     [machine] = [attempt["machine"] for attempt in ended.run["attempts"]]
     assert machine["ssh"]["port"] == hosts.servers["one"].port
     assert Path(machine["ssh"]["key_file"]).is_file()
-    [ready] = [event for event in over_ssh.events() if event.kind == "ready"]
+    [ready] = [event for event in rehearsal.events() if event.kind == "ready"]
     assert {"boot", "tcp", "banner", "login", "answer"} <= set(ready.facts["steps"])
-    assert not list((over_ssh.home / "known_hosts").glob("gpuctl-*"))
-    nothing_is_left(over_ssh, hosts)
+    assert not list((rehearsal.home / "known_hosts").glob("gpuctl-*"))
+    nothing_is_left(rehearsal)
 
 
+@pytest.mark.slow
 def test_a_machine_that_is_lost_goes_on_from_what_was_relayed(
-    over_ssh: Rehearsal, hosts: Hosts
+    rehearsal: SshRehearsal, hosts: Hosts
 ) -> None:
     """The claim and all processes vanish, as when somebody ends them by hand on the host."""
-    path = over_ssh.write_spec(LONGER)
-    process = over_ssh.start("run", path, "--provider", "ssh", "--yes", "--json")
-    assert until(lambda: over_ssh.kinds().count("checkpoint") >= 2, 60)
+    path = rehearsal.write_spec(LONGER)
+    process = rehearsal.start("run", path, "--provider", "ssh", "--yes", "--json")
+    assert until(lambda: rehearsal.kinds().count("checkpoint") >= 2, 60)
     [name] = hosts.books().values()
     hosts.provider().destroy(f"one/{name}")
     out, err = process.communicate(timeout=90)
     ended = Ended(process.returncode, json.loads(out), err)
     assert (ended.code, ended.outcomes) == (0, ["lost", "completed"]), err
-    assert result(over_ssh) == f"{LONG} from attempt 2"
+    assert result(rehearsal) == f"{LONG} from attempt 2"
     assert "restored checkpoint step-" in err
-    nothing_is_left(over_ssh, hosts)
+    nothing_is_left(rehearsal)
 
 
-def test_a_broken_link_costs_nothing(over_ssh: Rehearsal, hosts: Hosts) -> None:
+def test_a_broken_link_costs_nothing(rehearsal: SshRehearsal, hosts: Hosts) -> None:
     """Every session is cut and the server away for a moment: nothing lost, nothing twice."""
-    path = over_ssh.write_spec(LONGER)
-    process = over_ssh.start("run", path, "--provider", "ssh", "--yes", "--json")
-    assert until(lambda: over_ssh.kinds().count("checkpoint") >= 2, 60)
+    path = rehearsal.write_spec(LONGER)
+    process = rehearsal.start("run", path, "--provider", "ssh", "--yes", "--json")
+    assert until(lambda: rehearsal.kinds().count("checkpoint") >= 2, 60)
     hosts.servers["one"].stop()
     hosts.servers["one"].start()
     out, err = process.communicate(timeout=90)
@@ -116,57 +108,61 @@ def test_a_broken_link_costs_nothing(over_ssh: Rehearsal, hosts: Hosts) -> None:
     assert (ended.code, ended.outcomes) == (0, ["completed"]), err
     printed = [line for line in err.splitlines() if line.startswith("step ")]
     assert printed == [f"step {number}" for number in range(1, LONG + 1)]
-    logs = over_ssh.start("logs", over_ssh.run_id(), "--json")
+    logs = rehearsal.start("logs", rehearsal.run_id(), "--json")
     told = [json.loads(line) for line in logs.communicate(timeout=30)[0].splitlines()]
     kept = "".join(piece["text"] for piece in told if piece["stream"] == "out").splitlines()
     assert kept == printed
-    nothing_is_left(over_ssh, hosts)
+    nothing_is_left(rehearsal)
 
 
-def test_resume_after_kill_picks_the_job_up(over_ssh: Rehearsal, hosts: Hosts) -> None:
-    path = over_ssh.write_spec()
-    process = over_ssh.start("run", path, "--provider", "ssh", "--yes", "--json")
-    assert until(lambda: "run_state:running" in over_ssh.kinds(), 60)
+@pytest.mark.slow
+def test_resume_after_kill_picks_the_job_up(rehearsal: SshRehearsal, hosts: Hosts) -> None:
+    path = rehearsal.write_spec()
+    process = rehearsal.start("run", path, "--provider", "ssh", "--yes", "--json")
+    assert until(lambda: "run_state:running" in rehearsal.kinds(), 60)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=20)
-    code, document, err = over_ssh.gpuctl("resume", over_ssh.run_id())
+    code, document, err = rehearsal.gpuctl("resume", rehearsal.run_id())
     ended = Ended(code, document, err)
     assert (code, ended.outcomes) == (0, ["completed"]), err
-    assert result(over_ssh) == f"{STEPS} from attempt 1"
+    assert result(rehearsal) == f"{STEPS} from attempt 1"
     assert max(one["step"] for one in ended.run["checkpoints"]) == STEPS
-    nothing_is_left(over_ssh, hosts)
+    nothing_is_left(rehearsal)
 
 
+@pytest.mark.slow
 def test_when_everything_here_dies_the_host_ends_the_machine(
-    over_ssh: Rehearsal, hosts: Hosts
+    rehearsal: SshRehearsal, hosts: Hosts
 ) -> None:
-    path = over_ssh.write_spec("run: sleep 600\n")
-    process = over_ssh.start("run", path, "--provider", "ssh", "--yes", "--lease", "12s", "--json")
-    assert until(lambda: "run_state:running" in over_ssh.kinds(), 60)
+    path = rehearsal.write_spec("run: sleep 600\n")
+    process = rehearsal.start("run", path, "--provider", "ssh", "--yes", "--lease", "12s", "--json")
+    assert until(lambda: "run_state:running" in rehearsal.kinds(), 60)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=20)
-    over_ssh.kill_watchdog()
+    rehearsal.kill_watchdog()
     [name] = hosts.books().values()
     assert until(lambda: hosts.books() == {}, 40)
     assert until(lambda: carriers({MARKER: name}) == set(), 10)
     assert list(hosts.base("one").iterdir()) == []
-    code, _, err = over_ssh.gpuctl("reap")
+    code, _, err = rehearsal.gpuctl("reap")
     assert code == 0, err
-    nothing_is_left(over_ssh, hosts)
+    nothing_is_left(rehearsal)
 
 
-def test_no_secret_reaches_disk_or_process_list(over_ssh: Rehearsal, hosts: Hosts) -> None:
+def test_no_secret_reaches_disk_or_process_list(rehearsal: SshRehearsal, hosts: Hosts) -> None:
     """Canaries: a secret of the job, and an account key that the job has no business with."""
     secret, account = "canary-1f0c7d-secret", "canary-9b2e4a-account"
-    over_ssh.settings.update(HF_TOKEN=secret, RUNPOD_API_KEY=account, AWS_SECRET_ACCESS_KEY=account)
+    rehearsal.settings.update(
+        HF_TOKEN=secret, RUNPOD_API_KEY=account, AWS_SECRET_ACCESS_KEY=account
+    )
     spec = (
         "secrets: [HF_TOKEN]\n"
         "run: |\n"
         "  echo the secret has ${#HF_TOKEN} characters\n"
         "  touch running; sleep 3\n"
     )
-    path = over_ssh.write_spec(spec)
-    process = over_ssh.start("run", path, "--provider", "ssh", "--yes", "--json")
+    path = rehearsal.write_spec(spec)
+    process = rehearsal.start("run", path, "--provider", "ssh", "--yes", "--json")
     assert until(lambda: list(hosts.folder.glob("one/machines/*/root/work/running")), 60)
     [name] = hosts.books().values()
     for pid in carriers({MARKER: name}):
@@ -183,9 +179,9 @@ def test_no_secret_reaches_disk_or_process_list(over_ssh: Rehearsal, hosts: Host
     assert process.returncode == 0, err
     assert f"the secret has {len(secret)} characters" in err
     assert where == []
-    assert _files_with((secret, account), over_ssh.home) == []
+    assert _files_with((secret, account), rehearsal.home) == []
     assert secret not in out + err.replace("***", "")
-    nothing_is_left(over_ssh, hosts)
+    nothing_is_left(rehearsal)
 
 
 def _files_with(words: tuple[str, ...], folder: Path) -> list[str]:
@@ -200,7 +196,8 @@ def _files_with(words: tuple[str, ...], folder: Path) -> list[str]:
     return found
 
 
-def test_a_store_that_only_this_computer_reaches(over_ssh: Rehearsal, hosts: Hosts) -> None:
+@pytest.mark.slow
+def test_a_store_that_only_this_computer_reaches(rehearsal: SshRehearsal, hosts: Hosts) -> None:
     """A failed job's checkpoints are relayed too, and resume starts from them."""
     spec = (
         "run: |\n"
@@ -210,10 +207,10 @@ def test_a_store_that_only_this_computer_reaches(over_ssh: Rehearsal, hosts: Hos
         '  echo second > "$GPUCTL_CHECKPOINT_DIR/.x/b/c"\n'
         '  mv "$GPUCTL_CHECKPOINT_DIR/.x" "$GPUCTL_CHECKPOINT_DIR/ck-1"; exit 7\n'
     )
-    ended = run(over_ssh, spec)
+    ended = run(rehearsal, spec)
     assert (ended.code, ended.outcomes) == (1, ["failed"]), ended.err
     assert [one["name"] for one in ended.run["checkpoints"]] == ["ck-1"]
-    code, document, err = over_ssh.gpuctl("resume", over_ssh.run_id())
+    code, document, err = rehearsal.gpuctl("resume", rehearsal.run_id())
     assert (code, document["run"]["state"]) == (0, "succeeded"), err
     assert "first\nsecond" in err
-    nothing_is_left(over_ssh, hosts)
+    nothing_is_left(rehearsal)

@@ -57,7 +57,7 @@ class FarSide:
         self._root = ""
         self._bare = False  # nothing at all is there yet
         self._receiver = Receiver("", "")
-        self._packing = Packing()
+        self._packing = Packing()  # until `_hello`
         self._tally = Tally()
         self._reading: Dict[int, int] = {}
         self._bases: Dict[int, Tuple[int, os.stat_result]] = {}
@@ -126,6 +126,7 @@ class FarSide:
         self._frames.send_json(BEAT, None)
 
     def _hello(self, said: Any) -> None:
+        self._packing = Packing(said.get("rate"))
         root, name = os.path.expanduser(said["root"]), said.get("name")
         if name and (root.endswith("/") or os.path.isdir(root)):
             root = os.path.join(root, name)

@@ -148,44 +148,68 @@ class Tally:
 # ------------------------------------------------------------------------- compression
 
 
-def pays(ratio: float, pack_rate: float, link_rate: float) -> bool:
-    """Whether packing, then sending, is faster than sending. Rates in bytes a second."""
-    return 1 / pack_rate + ratio / link_rate < 0.95 / link_rate
-
-
 class Packing:
-    """Decides piece by piece, from the link's measured speed, whether compression pays."""
+    """Decides piece by piece, from the link's speed, whether compression pays, and which.
 
-    LEARN_BYTES = 2 << 20  # the link's own buffers take the first ones at any speed
+    Args:
+        expected: bytes a second that one stream is thought to move, until it is known; None when
+            nothing is known.
+    """
+
+    LEARN_BYTES = 4 << 20  # the link's own buffers take the first ones at any speed
     SAMPLE = 32 << 10
-    FASTEST = 150e6  # zlib packs no faster than this: beyond it there is nothing to try
+    EVERY = 8  # pieces between two looks at what pays
+    # level, strategy, bytes a second that are usual, and at most of the link to be thought of
+    WAYS = (
+        (1, zlib.Z_HUFFMAN_ONLY, 150e6, 150e6),
+        (1, zlib.Z_DEFAULT_STRATEGY, 75e6, 75e6),
+        (6, zlib.Z_DEFAULT_STRATEGY, 30e6, 15e6),
+    )
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
+    def __init__(
+        self,
+        expected: Optional[float] = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._expected, self._clock = expected, clock
         self._bytes = self._seconds = 0.0
-        self._pack_rate = 60e6
-        self._poor = 0  # pieces still to go before trying again after a poor one
+        self._speed = 1.0  # of this processor, compared with what is usual
+        self._way: Any = None
+        self._keep = 0  # pieces still to go before the next look
 
     def pack(self, plain: Data) -> Tuple[int, Data]:
         """The codec and what to send."""
-        if self._poor:
-            self._poor -= 1
-            return PLAIN, plain
-        if self._bytes < self.LEARN_BYTES or self._bytes > self._seconds * self.FASTEST:
-            return PLAIN, plain
-        link_rate = self._bytes / self._seconds
-        view = memoryview(plain)
-        middle = max(0, len(view) // 2 - self.SAMPLE // 2)
-        sample = view[middle : middle + self.SAMPLE]
-        ratio = len(zlib.compress(sample, 1)) / max(1, len(sample))
-        if not pays(ratio, self._pack_rate, link_rate):
-            self._poor = 7
+        if not self._keep:
+            self._way, self._keep = self._best(memoryview(plain)), self.EVERY
+        self._keep -= 1
+        if self._way is None:
             return PLAIN, plain
         started = self._clock()
-        packed = zlib.compress(plain, 1)
+        packed = _packed(self._way, plain)
         rate = len(plain) / max(1e-6, self._clock() - started)
-        self._pack_rate += (rate - self._pack_rate) / 4
+        self._speed += (rate / self._way[2] - self._speed) / 4
         return (ZLIB, packed) if len(packed) < len(plain) else (PLAIN, plain)
+
+    def _best(self, plain: memoryview) -> Any:
+        """The way that moves such data the fastest, or None for as they are."""
+        link = self._link_rate()
+        if link is None:
+            return None
+        middle = max(0, len(plain) // 2 - self.SAMPLE // 2)
+        sample = plain[middle : middle + self.SAMPLE]
+        best, least = None, 0.95 / link
+        for way in self.WAYS:
+            if link < way[3]:
+                ratio = len(_packed(way, sample)) / max(1, len(sample))
+                cost = 1 / (way[2] * self._speed) + ratio / link
+                if cost < least:
+                    best, least = way, cost
+        return best
+
+    def _link_rate(self) -> Optional[float]:
+        if self._bytes < self.LEARN_BYTES:
+            return self._expected
+        return self._bytes / max(1e-6, self._seconds)
 
     def sent(self, size: int, seconds: float) -> None:
         """So many bytes took so long to send."""
@@ -193,3 +217,8 @@ class Packing:
         self._seconds += seconds
         if self._bytes > 32 << 20:  # older experience counts half
             self._bytes, self._seconds = self._bytes / 2, self._seconds / 2
+
+
+def _packed(way: Any, plain: Data) -> bytes:
+    packer = zlib.compressobj(way[0], zlib.DEFLATED, 15, 9, way[1])
+    return packer.compress(plain) + packer.flush()

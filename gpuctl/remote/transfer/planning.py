@@ -22,12 +22,15 @@ LOGIN_ROUND_TRIPS = 8  # so many pass before a further link carries anything
 ONE_STREAM_BYTES = 8 << 20  # below this a second stream is never worth its login
 
 
+def window_rate(round_trip: float) -> float | None:
+    """Bytes a second that the window lets one stream move; None when near, where it does not."""
+    return None if round_trip < NEAR_SECONDS else WINDOW_BYTES / round_trip
+
+
 def streams_wanted(size: int, round_trip: float) -> int:
     """How many streams ``size`` bytes deserve over a link of that round trip (seconds)."""
-    if round_trip < NEAR_SECONDS or size < ONE_STREAM_BYTES:
-        return 1
-    one = WINDOW_BYTES / round_trip  # bytes a second of one stream
-    if size / one < LOGIN_ROUND_TRIPS * round_trip:
+    one = window_rate(round_trip)
+    if one is None or size < ONE_STREAM_BYTES or size / one < LOGIN_ROUND_TRIPS * round_trip:
         return 1
     by_rate = -(-GOAL_RATE // one)
     by_size = max(1, size // PART_BYTES)

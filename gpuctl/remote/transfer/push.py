@@ -274,7 +274,7 @@ class Push:
             self._work(session, control)
 
     def _work(self, session: Session, control: Session) -> None:
-        packing, begun = Packing(), set[int]()
+        packing, begun = Packing(session.expected_rate), set[int]()
         while (job := self._jobs.take()) is not None:
             if isinstance(job, Part):
                 if job.large.number not in begun:

@@ -22,6 +22,7 @@ from gpuctl.remote.transfer.framing import (
     Truncated,
     parse_json,
 )
+from gpuctl.remote.transfer.planning import window_rate
 
 _PACKAGE = "gpuctl.remote.transfer"
 _MODULES = ("framing", "reading", "landing", "far_side")  # each imports only those before it
@@ -119,6 +120,7 @@ class Session:
         self, channels: Channels, *, own_link: bool = False, machine: str | None = None
     ) -> None:
         self._machine = machine
+        self.expected_rate = window_rate(channels.round_trip)
         self._channel: ByteChannel = channels.open(command(), own_link=own_link)
         self._unsent = bytearray(_program())  # goes out together with the first frame
         self.frames = Frames(self._read, self._write)
@@ -132,7 +134,8 @@ class Session:
             token: of this attempt.
             name: of the one file that is sent; None for a tree.
         """
-        self.frames.send_json(b"H", {"root": root, "token": token, "name": name})
+        said = {"root": root, "token": token, "name": name, "rate": self.expected_rate}
+        self.frames.send_json(b"H", said)
 
     def receive(self) -> tuple[bytes, Data]:
         """The next frame.

@@ -21,7 +21,6 @@ from gpuctl.remote.transfer.framing import (
     Packing,
     Tally,
     parse_json,
-    pays,
     unpack,
 )
 from tests.remote.transfer.trees import content
@@ -109,19 +108,14 @@ def test_tallies_agree_only_on_the_same_pieces() -> None:
         theirs.check(ours.mark(1, 0))
 
 
-@given(ratio=st.floats(0.01, 1.2), pack=st.floats(1e6, 1e9), link=st.floats(1e4, 1e9))
-def test_compression_pays_only_where_it_is_faster(ratio: float, pack: float, link: float) -> None:
-    if pays(ratio, pack, link):
-        assert ratio < 1
-        assert 1 / pack + ratio / link < 1 / link
-
-
 class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
+    """Each look at it takes so long."""
+
+    def __init__(self, step: float) -> None:
+        self.now, self.step = 0.0, step
 
     def __call__(self) -> float:
-        self.now += 0.01
+        self.now += self.step
         return self.now
 
 
@@ -131,15 +125,35 @@ TEXT = json.dumps([{"n": n, "text": "some words"} for n in range(10_000)]).encod
 @pytest.mark.parametrize(
     ("rate", "data", "codec"),
     [
-        (12e6, TEXT, ZLIB),  # a slow link, text
+        (1e6, TEXT, ZLIB),  # a slow link, text
+        (12e6, TEXT, ZLIB),
         (12e6, content(1, 512 << 10), PLAIN),  # weights
         (600e6, TEXT, PLAIN),  # a fast link
     ],
 )
 def test_packing_follows_link_and_data(rate: float, data: bytes, codec: int) -> None:
-    packing = Packing(Clock())
+    packing = Packing(clock=Clock(len(data) / 60e6))
     assert packing.pack(data)[0] == PLAIN, "nothing is known of the link yet"
-    packing.sent(4 << 20, (4 << 20) / rate)
-    got, packed = packing.pack(data)
+    packing.sent(8 << 20, (8 << 20) / rate)
+    for _ in range(20):
+        got, packed = packing.pack(data)
+        assert unpack(got, packed, len(data)) == data
     assert got == codec
-    assert unpack(got, packed, len(data)) == data
+
+
+def test_what_is_expected_counts_until_more_is_known() -> None:
+    packing = Packing(expected=12e6, clock=Clock(0.01))
+    assert packing.pack(TEXT)[0] == ZLIB
+    packing.sent(8 << 20, (8 << 20) / 900e6)
+    for _ in range(20):
+        got, _ = packing.pack(TEXT)
+    assert got == PLAIN
+
+
+def test_a_slow_processor_packs_only_for_slow_links() -> None:
+    def packs(rate: float) -> bool:
+        packing = Packing(expected=rate, clock=Clock(len(TEXT) / 5e6))  # 5 MB/s
+        return [packing.pack(TEXT)[0] for _ in range(40)][-1] == ZLIB
+
+    assert packs(1e6)
+    assert not packs(20e6)
