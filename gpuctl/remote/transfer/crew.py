@@ -12,11 +12,13 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 
 from gpuctl.errors import RemoteError
 from gpuctl.remote.channels import Channels
+from gpuctl.remote.transfer import planning
 from gpuctl.remote.transfer.parts import Job
 from gpuctl.remote.transfer.session import LinkBroken, Session
 
 _JOIN_SECONDS = 30.0
 _VERDICT_SECONDS = 2.0
+_SETTLE_SECONDS, _LOOK_SECONDS = 1.0, 1.0
 _FRUITLESS = 5  # attempts in a row that moved nothing
 T = TypeVar("T")
 
@@ -36,6 +38,7 @@ class Crew:
         self._error: BaseException | None = None
         self._threads: list[threading.Thread] = []
         self._sessions: list[Session] = []
+        self._closed = False
 
     def control(self) -> Session:
         """The first stream, over the link that all share. Raises RemoteError."""
@@ -58,16 +61,42 @@ class Crew:
 
     def _joined(self, session: Session) -> Session:
         with self.changed:
-            failed = self._error is not None
+            closed = self._closed
             self._sessions.append(session)
-        if failed:
+        if closed:
             session.close()
         return session
 
-    @property
-    def round_trip(self) -> float:
-        """Seconds to the machine and back."""
-        return self._channels.round_trip
+    def widen(self, work: Callable[[], None], left: Callable[[], int], most: int) -> None:
+        """Let further streams work: some at first, more when those are held up by the distance.
+
+        Args:
+            work: what each does, beginning with its login.
+            left: tells how many bytes are still to be moved.
+            most: streams there may be, the first included.
+        """
+        running = 1
+        for goal in planning.GOAL_RATES:
+            wanted = planning.streams_wanted(left(), self._channels.round_trip, goal)
+            for _ in range(running, min(wanted, most)):
+                self.start(work)
+            running = max(running, min(wanted, most))
+            if running == 1 or not self._held_up():
+                return
+
+    def _held_up(self) -> bool:
+        """Whether the streams, after a while, are about as fast as their windows allow."""
+        moved: list[dict[Session, int]] = []
+        for seconds in (_SETTLE_SECONDS, _LOOK_SECONDS):
+            with self.changed:
+                self.changed.wait_for(lambda: self._closed, seconds)
+                if self._closed:
+                    return False
+                moved.append({session: session.moved for session in self._sessions})
+        before, after = moved
+        fastest = (planning.window_rate(self._channels.round_trip) or 0) * _LOOK_SECONDS
+        quick = [after[session] - before[session] > fastest / 2 for session in before]
+        return all(quick)
 
     def start(self, work: Callable[..., None], *args: object) -> threading.Thread:
         """Run something in a thread."""
@@ -125,7 +154,8 @@ class Crew:
     def close(self) -> None:
         """Close every session."""
         with self.changed:
-            sessions = list(self._sessions)
+            sessions, self._closed = list(self._sessions), True
+            self.changed.notify_all()
         for session in sessions:
             session.close()
 

@@ -85,6 +85,11 @@ class Meter:
                 self._progress(min(self.done, self.total), self.total)
 
     @property
+    def left(self) -> int:
+        """Bytes that are still to come."""
+        return max(0, self.total - self.done)
+
+    @property
     def rate(self) -> float | None:
         """Bytes a second lately; None before there is anything to tell from."""
         with self._lock:
@@ -97,4 +102,4 @@ class Meter:
     def seconds_left(self) -> float | None:
         """How long the rest takes at that rate; None while unknown."""
         rate = self.rate
-        return None if not rate else max(0, self.total - self.done) / rate
+        return None if not rate else self.left / rate

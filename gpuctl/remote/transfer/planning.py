@@ -15,7 +15,7 @@ LARGE_BYTES = 768 << 10  # from here a file goes in parts of its own, below it i
 DELTA_BYTES = 4 << 20  # from here a changed file is compared block by block
 PART_BYTES = 8 << 20  # what one stream takes at a time
 WINDOW_BYTES = 2 << 20  # OpenSSH's channel window: what one stream moves a round trip at most
-GOAL_RATE = 250e6  # bytes a second that the streams together should be able to reach
+GOAL_RATES = (150e6, 400e6)  # bytes a second that the streams together should reach: first, then
 MAX_STREAMS = 8
 NEAR_SECONDS = 0.003  # below this round trip one stream is bound by the processor, not the window
 LOGIN_ROUND_TRIPS = 8  # so many pass before a further link carries anything
@@ -27,12 +27,18 @@ def window_rate(round_trip: float) -> float | None:
     return None if round_trip < NEAR_SECONDS else WINDOW_BYTES / round_trip
 
 
-def streams_wanted(size: int, round_trip: float) -> int:
-    """How many streams ``size`` bytes deserve over a link of that round trip (seconds)."""
+def streams_wanted(size: int, round_trip: float, goal: float = GOAL_RATES[0]) -> int:
+    """How many streams ``size`` bytes deserve over a link of that round trip (seconds).
+
+    Args:
+        size: bytes still to be moved.
+        round_trip: in seconds.
+        goal: bytes a second that they should reach together.
+    """
     one = window_rate(round_trip)
     if one is None or size < ONE_STREAM_BYTES or size / one < LOGIN_ROUND_TRIPS * round_trip:
         return 1
-    by_rate = -(-GOAL_RATE // one)
+    by_rate = -(-goal // one)
     by_size = max(1, size // PART_BYTES)
     return int(min(by_rate, by_size, MAX_STREAMS))
 

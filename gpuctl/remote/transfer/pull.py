@@ -61,6 +61,7 @@ class Pull:
         self._crew = Crew(channels, machine)
         self._jobs = Jobs(self._crew)
         self._single = False
+        self._busy = 0  # streams that may hold jobs
         self._receivers: list[Receiver] = []
 
     def run(self) -> Transferred:
@@ -106,7 +107,7 @@ class Pull:
         differing = self._differing(control, receiver, files)
         self._meter.expect(sum(file.size for file in differing))
         self._plan(control, receiver, differing)
-        self._fetch(control, receiver, sum(file.size for file in differing))
+        self._fetch(control, receiver)
         kept, left_out = planning.kept_links(links)
         receiver.links([[link.path, link.target] for link in kept])
         receiver.modes([[folder.path, folder.mode] for folder in folders])
@@ -255,19 +256,26 @@ class Pull:
 
     # ------------------------------------------------------------------ fetching
 
-    def _fetch(self, control: Session, receiver: Receiver, size: int) -> None:
-        wanted = min(planning.streams_wanted(size, self._crew.round_trip), self._streams)
-        workers = [self._crew.start(self._work, control, receiver)]
-        workers.extend(self._crew.start(self._further) for _ in range(wanted - 1))
-        for worker in workers:
-            worker.join()
-        self._crew.check()
+    def _fetch(self, control: Session, receiver: Receiver) -> None:
+        self._busy = 1
+        self._crew.start(self._share, control, receiver)
+        self._crew.start(self._crew.widen, self._further, lambda: self._meter.left, self._streams)
+        self._crew.wait_for(lambda: not self._busy)
 
     def _further(self) -> None:
         """One more stream."""
         session = self._crew.further(self._source, self._token)
-        if session is not None:
-            self._work(session, self._receiver())
+        if session is None:
+            return
+        with self._crew.changed:
+            self._busy += 1
+        self._share(session, self._receiver())
+
+    def _share(self, session: Session, receiver: Receiver) -> None:
+        self._work(session, receiver)
+        with self._crew.changed:
+            self._busy -= 1
+            self._crew.changed.notify_all()
 
     def _work(self, session: Session, receiver: Receiver) -> None:
         """Ask for some jobs ahead, and take what comes, in order."""

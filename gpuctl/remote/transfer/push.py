@@ -8,6 +8,7 @@ import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from gpuctl.errors import UsageError
@@ -123,11 +124,9 @@ class Push:
         self._ask_what_differs(control)
         self._crew.wait_for(lambda: self._bare or not self._unanswered)
         files = self._selection.files if self._bare else [one.file for one in self._differing]
-        size = sum(file.size for file in files)
-        self._meter.expect(size)
-        wanted = planning.streams_wanted(size, self._crew.round_trip)
-        for _ in range(min(wanted, self._streams) - 1):
-            self._crew.start(self._further, control)
+        self._meter.expect(sum(file.size for file in files))
+        further = partial(self._further, control)
+        self._crew.start(self._crew.widen, further, lambda: self._meter.left, self._streams)
         self._crew.wait_for(lambda: not self._unanswered)
         self._compare_blocks(control)
         self._jobs.complete()

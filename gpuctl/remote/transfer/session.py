@@ -125,6 +125,7 @@ class Session:
         self._unsent = bytearray(_program())  # goes out together with the first frame
         self.frames = Frames(self._read, self._write)
         self.spoken = False  # whether it ever answered
+        self.moved = 0  # bytes, both ways
 
     def hello(self, root: str, token: str, name: str | None = None) -> None:
         """Say what it is about; the answer (``h``) is read by the caller.
@@ -239,6 +240,7 @@ class Session:
             if not chunk:
                 break
             chunks.append(chunk)
+            self.moved += len(chunk)
             size -= len(chunk)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
@@ -249,3 +251,4 @@ class Session:
             self._channel.write(data if isinstance(data, (bytes, memoryview)) else bytes(data))
         except RemoteError as error:
             raise self._ended(error.message) from error
+        self.moved += len(data)
