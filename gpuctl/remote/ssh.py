@@ -71,10 +71,8 @@ class SshConnection:
         output_limit: int = _OUTPUT_LIMIT,
     ) -> None:
         self._machine = machine
-        self._has_folder = bool(access.folder)
         self._setup = setup_script(access)
-        self._setup_again = setup_script(access, make=False)
-        self._there: str | None = None
+        self._there = access.folder
         self._output_limit = output_limit
         ways = (access, *access.alternatives)
         keys = dict.fromkeys(key for way in ways for key in way.host_keys)
@@ -97,8 +95,7 @@ class SshConnection:
             RemoteError: the machine cannot be reached, or has no such folder.
         """
         if self._there is None:
-            script = "pwd" if self._has_folder else "cd && pwd"
-            done = self.run(["sh", "-c", script], timeout=self._links.patience.command)
+            done = self.run(["sh", "-c", "cd && pwd"], timeout=self._links.patience.command)
             path = done.stdout.rstrip(b"\n").decode("utf-8", "surrogateescape")
             if done.exit_code or not path.startswith("/"):
                 raise self._error(f"The machine has no folder for us{_said(done.stderr)}")
@@ -345,7 +342,6 @@ class SshConnection:
             raise
         finally:
             self._links.end(command)
-        self._setup = self._setup_again  # a folder that vanishes now is not made again, empty
         return Completed(code, stdout, command.channel.stderr())
 
     def _ended(self, command: SshCommand, what: str) -> RemoteError:

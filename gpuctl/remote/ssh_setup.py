@@ -15,24 +15,19 @@ _LOGIN_SHELL = 'exec "${{SHELL:-sh}}" -l -c {inner}'
 _INNER = "exec sh -c {script}"
 
 
-def setup_script(access: SshAccess, *, make: bool = True) -> str:
+def setup_script(access: SshAccess) -> str:
     """Return POSIX shell commands that enter the folder and set the environment.
 
-    They end with a separator, and are empty when there is nothing to set up. The environment is
-    visible to every user of the machine while a command starts: it is no place for secrets.
-
-    Args:
-        access: has folder, environment and PATH.
-        make: make the folder if it is not there.
+    They end with a separator, and are empty when there is nothing to set up. A folder that is not
+    there is an error, never made: it went with its machine. The environment is visible to every
+    user of the machine while a command starts: it is no place for secrets.
 
     Raises:
         UsageError: the environment or PATH has something in it that no shell takes.
     """
     script = ""
     if access.folder:
-        place = _place(access.folder)
-        making = f"2>/dev/null || {{ (umask 077 && mkdir -p -- {place}) && cd -- {place}; }} "
-        script += f"cd -- {place} {making if make else ''}|| exit 1; "
+        script += f"cd -- {shlex.quote(access.folder)} || exit 1; "
     for name, value in access.env.items():
         if not _NAME.fullmatch(name):
             raise _wrong(f"{name!r} is no name for an environment variable")
@@ -67,9 +62,3 @@ def _wrong(why: str) -> UsageError:
         f"Commands on the machine cannot be given their environment: {why}",
         next="Correct it where the machine is described.",
     )
-
-
-def _place(folder: str) -> str:
-    if folder.startswith("/"):
-        return shlex.quote(folder)
-    return f'"$HOME"/{shlex.quote(folder)}'

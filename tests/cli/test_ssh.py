@@ -113,6 +113,7 @@ def config(gpuctl: Gpuctl, rent: Rent, tmp_path: Path) -> tuple[str, Path]:
 def test_a_command_with_its_exit_code_and_surroundings(
     gpuctl: Gpuctl, rent: Rent, tmp_path: Path
 ) -> None:
+    (tmp_path / "ours").mkdir()
     rent(folder=str(tmp_path / "ours"), env={"X": NASTY}, path=("/first",))
     script = 'pwd; echo "$X"; echo "$PATH" | cut -d: -f1; exit 9'
     done = gpuctl("ssh", "demo", "--", "sh", "-c", script)

@@ -182,19 +182,15 @@ def test_endless_login_script(sshd: Sshd, connect: Connect) -> None:
         connect().run(["true"], timeout=20)
 
 
-def test_home_and_a_folder_of_our_own(sshd: Sshd, connect: Connect) -> None:
+def test_home_and_a_folder_of_our_own(sshd: Sshd, connect: Connect, tmp_path: Path) -> None:
     assert connect().home == str(Path.home())
-    name = f".gpuctl-test-{os.getpid()}"
-    connection = connect(access=replace(sshd.access, folder=name))
-    place = Path.home() / name
-    try:
-        assert connection.home == str(place)
-        assert connection.run("pwd", timeout=20).stdout.decode().strip() == str(place)
-        assert place.stat().st_mode & 0o777 == 0o700
-        connection.write("a/b", b"c")
-        assert (place / "a/b").read_bytes() == b"c"
-    finally:
-        shutil.rmtree(place)
+    place = tmp_path / "ours"
+    place.mkdir()
+    connection = connect(access=replace(sshd.access, folder=str(place)))
+    assert connection.home == str(place)
+    assert connection.run("pwd", timeout=20).stdout.decode().strip() == str(place)
+    connection.write("a/b", b"c")
+    assert (place / "a/b").read_bytes() == b"c"
 
 
 def test_write_is_whole_with_its_mode(connect: Connect, tmp_path: Path) -> None:

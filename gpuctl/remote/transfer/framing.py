@@ -149,21 +149,22 @@ class Tally:
 
 
 class Packing:
-    """Decides piece by piece, from the link's speed, whether compression pays, and which.
+    """Chooses every few MiB how to pack, by what moved such data the fastest.
 
     Args:
         expected: bytes a second that one stream is thought to move, until it is known; None when
             nothing is known.
     """
 
-    LEARN_BYTES = 4 << 20  # the link's own buffers take the first ones at any speed
+    GROUP_BYTES = 4 << 20  # between two choices
     SAMPLE = 32 << 10
-    EVERY = 8  # pieces between two looks at what pays
-    # level, strategy, bytes a second that are usual, and at most of the link to be thought of
+    EXPLORE = 5  # so often the second best is tried
+    FASTEST = 150e6  # a link that is faster is never worth packing for
+    # level, strategy, usual bytes a second
     WAYS = (
-        (1, zlib.Z_HUFFMAN_ONLY, 150e6, 150e6),
-        (1, zlib.Z_DEFAULT_STRATEGY, 75e6, 75e6),
-        (6, zlib.Z_DEFAULT_STRATEGY, 30e6, 15e6),
+        (1, zlib.Z_HUFFMAN_ONLY, 150e6),
+        (1, zlib.Z_DEFAULT_STRATEGY, 75e6),
+        (6, zlib.Z_DEFAULT_STRATEGY, 30e6),
     )
 
     def __init__(
@@ -171,52 +172,59 @@ class Packing:
         expected: Optional[float] = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._expected, self._clock = expected, clock
-        self._bytes = self._seconds = 0.0
-        self._speed = 1.0  # of this processor, compared with what is usual
+        self._link, self._clock = expected, clock
+        self._factors = {way: 1.0 for way in self.WAYS}  # how much faster than foreseen
         self._way: Any = None
-        self._keep = 0  # pieces still to go before the next look
+        self._foreseen = 0.0  # plain bytes a second of the present group
+        self._bytes, self._seconds = 0, 0.0  # of the present group, plain
+        self._groups = 0
 
     def pack(self, plain: Data) -> Tuple[int, Data]:
         """The codec and what to send."""
-        if not self._keep:
-            self._way, self._keep = self._best(memoryview(plain)), self.EVERY
-        self._keep -= 1
+        if not self._groups or self._bytes >= self.GROUP_BYTES:
+            self._learn()
+            self._way, self._foreseen = self._choice(memoryview(plain))
+            self._groups += 1
+        self._bytes += len(plain)
         if self._way is None:
             return PLAIN, plain
         started = self._clock()
         packed = _packed(self._way, plain)
-        rate = len(plain) / max(1e-6, self._clock() - started)
-        self._speed += (rate / self._way[2] - self._speed) / 4
+        self._seconds += self._clock() - started
         return (ZLIB, packed) if len(packed) < len(plain) else (PLAIN, plain)
 
-    def _best(self, plain: memoryview) -> Any:
-        """The way that moves such data the fastest, or None for as they are."""
-        link = self._link_rate()
-        if link is None:
-            return None
+    def sent(self, seconds: float) -> None:
+        """Sending what `pack` returned took so long."""
+        self._seconds += seconds
+
+    def _learn(self) -> None:
+        """Compare the group with what was foreseen; buffers take the first at any speed."""
+        if self._groups > 1 or (self._groups == 1 and self._link is None):
+            rate = self._bytes / max(1e-6, self._seconds)
+            if self._way is None:
+                self._link = rate if self._link is None else (self._link + rate) / 2
+            else:
+                factor = rate / self._foreseen * self._factors[self._way]
+                self._factors[self._way] = (self._factors[self._way] + factor) / 2
+        self._bytes, self._seconds = 0, 0.0
+
+    def _choice(self, plain: memoryview) -> Tuple[Any, float]:
+        """What should move such data the fastest, and how fast; None is as they are."""
+        if self._link is None or self._link > self.FASTEST:
+            return None, 0.0
         middle = max(0, len(plain) // 2 - self.SAMPLE // 2)
         sample = plain[middle : middle + self.SAMPLE]
-        best, least = None, 0.95 / link
+        found = [(self._link, None)]
         for way in self.WAYS:
-            if link < way[3]:
-                ratio = len(_packed(way, sample)) / max(1, len(sample))
-                cost = 1 / (way[2] * self._speed) + ratio / link
-                if cost < least:
-                    best, least = way, cost
-        return best
-
-    def _link_rate(self) -> Optional[float]:
-        if self._bytes < self.LEARN_BYTES:
-            return self._expected
-        return self._bytes / max(1e-6, self._seconds)
-
-    def sent(self, size: int, seconds: float) -> None:
-        """So many bytes took so long to send."""
-        self._bytes += size
-        self._seconds += seconds
-        if self._bytes > 32 << 20:  # older experience counts half
-            self._bytes, self._seconds = self._bytes / 2, self._seconds / 2
+            ratio = len(_packed(way, sample)) / max(1, len(sample))
+            if ratio < 0.95:
+                rate = min(way[2], self._link / ratio) * self._factors[way]
+                found.append((rate, way))
+        found.sort(key=lambda one: -one[0])
+        if self._groups % self.EXPLORE == self.EXPLORE - 1 and len(found) > 1:
+            if found[1][0] > found[0][0] / 2:
+                found.pop(0)
+        return found[0][1], found[0][0]
 
 
 def _packed(way: Any, plain: Data) -> bytes:

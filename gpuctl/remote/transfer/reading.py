@@ -88,7 +88,7 @@ def send_piece(
         frames.send_piece(head, frame)
     else:
         frames.send(b"R", head, data)
-    packing.sent(len(data), time.perf_counter() - started)
+    packing.sent(time.perf_counter() - started)
     return crc
 
 
@@ -114,7 +114,7 @@ def send_bundle(frames: Frames, packing: Packing, root: str, paths: List[str]) -
     codec, packed = packing.pack(plain)
     started = time.perf_counter()
     frames.send(b"B", BUNDLE.pack(len(head), codec) + struct.pack(">I", len(plain)), packed)
-    packing.sent(len(packed), time.perf_counter() - started)
+    packing.sent(time.perf_counter() - started)
     return table
 
 
