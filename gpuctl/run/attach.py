@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from gpuctl.errors import RemoteError
+from gpuctl.agent.client import AgentClient
+from gpuctl.errors import RemoteError, StoreError
 from gpuctl.fleet.guard import agent_in, armed_agent
-from gpuctl.fleet.ready import NotReady, reopen
+from gpuctl.fleet.ready import NotReady, Ready, reopen
 from gpuctl.ledger import AttemptRow, MachineRow
 from gpuctl.printable import printable
 from gpuctl.run.follow import told_interrupted
@@ -30,8 +31,16 @@ def attach(work: Work, attempt: AttemptRow) -> tuple[MachineRow, Live] | None:
     except (NotReady, RemoteError) as error:
         work.report.warn(f"{row.name} cannot be picked up: {error.message}")
         return None
-    outbox = outbox_of(agent.directory) if needs_relay(work, ready.machine) else None
-    return row, Live(attempt.number, row.name, ready.connection, agent, outbox)
+    return row, Live(attempt.number, row.name, ready.connection, agent, _outbox(work, ready, agent))
+
+
+def _outbox(work: Work, ready: Ready, agent: AgentClient) -> str | None:
+    try:
+        return outbox_of(agent.directory) if needs_relay(work, ready.machine) else None
+    except StoreError as error:
+        # A store that is away must not cost the machine, which may have the only copy.
+        work.report.warn(error.message)
+        return None
 
 
 def let_it_finish(work: Work, row: MachineRow, number: int) -> None:

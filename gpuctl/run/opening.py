@@ -28,7 +28,7 @@ def start_run(
         UsageError: a secret is not in this environment.
         StoreError: the store cannot be used.
     """
-    check_inputs(spec)
+    check_inputs(spec, fleet.environ)
     secrets_of(spec, fleet.environ)
     run_id = new_run_id(spec.name)
     location = store_location(spec, fleet)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -109,7 +108,7 @@ def secrets_of(spec: RunSpec, environ: Mapping[str, str]) -> dict[str, str]:
     return {name: environ[name] for name in spec.secrets}
 
 
-def check_inputs(spec: RunSpec, environ: Mapping[str, str] = os.environ) -> None:
+def check_inputs(spec: RunSpec, environ: Mapping[str, str]) -> None:
     """Check what the run needs from this computer and from buckets, before a machine is rented.
 
     Args:

@@ -6,21 +6,26 @@ key ``probe`` of a run shows whether conditional writes and presigned POSTs work
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import secrets
 import threading
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
 
 import tenacity
 
 from gpuctl.errors import StoreError
 from gpuctl.store.manifest import MAX_BLOB_BYTES
 from gpuctl.store.objects import Missing, Stored
-from gpuctl.store.s3_client import CONNECT_SECONDS, READ_SECONDS, error_code, said, status_of
+from gpuctl.store.s3_client import (
+    CONNECT_SECONDS,
+    READ_SECONDS,
+    error_code,
+    is_loopback,
+    said,
+    status_of,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -70,12 +75,7 @@ class S3Objects:
     @property
     def reachable_from_machine(self) -> bool:
         """Whether the endpoint is more than this computer talking to itself."""
-        host = urlsplit(self._client.meta.endpoint_url).hostname or ""
-        try:
-            address = ipaddress.ip_address(host)
-            return not (address.is_loopback or address.is_unspecified)
-        except ValueError:
-            return host != "localhost" and not host.endswith(".localhost")
+        return not is_loopback(self._client.meta.endpoint_url)
 
     def listing(self, folder: str) -> Sequence[Stored]:
         """See `Objects.listing`."""

@@ -10,7 +10,7 @@ import struct
 import threading
 import time
 import zlib
-from typing import Any, Callable, Optional, Tuple, Union
+from typing import Any, Callable, List, Optional, Tuple, Union
 
 PROTOCOL = 1
 HEADER = struct.Struct(">BI")  # kind, length of the payload
@@ -159,12 +159,12 @@ class Packing:
     GROUP_BYTES = 4 << 20  # between two choices
     SAMPLE = 32 << 10
     EXPLORE = 5  # so often the second best is tried
-    FASTEST = 150e6  # a link that is faster is never worth packing for
-    # level, strategy, usual bytes a second
+    # level, strategy, usual bytes a second, at most of a link that it is worth thinking of, and
+    # how much of what it gains counts: the processor may have better to do
     WAYS = (
-        (1, zlib.Z_HUFFMAN_ONLY, 150e6),
-        (1, zlib.Z_DEFAULT_STRATEGY, 75e6),
-        (6, zlib.Z_DEFAULT_STRATEGY, 30e6),
+        (1, zlib.Z_HUFFMAN_ONLY, 150e6, 120e6, 0.95),
+        (1, zlib.Z_DEFAULT_STRATEGY, 90e6, 50e6, 0.8),
+        (6, zlib.Z_DEFAULT_STRATEGY, 30e6, 6e6, 0.75),
     )
 
     def __init__(
@@ -173,7 +173,7 @@ class Packing:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._link, self._clock = expected, clock
-        self._factors = {way: 1.0 for way in self.WAYS}  # how much faster than foreseen
+        self._factors = dict.fromkeys(self.WAYS, 1.0)  # how much faster than foreseen
         self._way: Any = None
         self._foreseen = 0.0  # plain bytes a second of the present group
         self._bytes, self._seconds = 0, 0.0  # of the present group, plain
@@ -210,21 +210,22 @@ class Packing:
 
     def _choice(self, plain: memoryview) -> Tuple[Any, float]:
         """What should move such data the fastest, and how fast; None is as they are."""
-        if self._link is None or self._link > self.FASTEST:
+        link = self._link
+        if link is None:
             return None, 0.0
         middle = max(0, len(plain) // 2 - self.SAMPLE // 2)
         sample = plain[middle : middle + self.SAMPLE]
-        found = [(self._link, None)]
+        found: List[Tuple[float, Any, float]] = [(link, None, link)]
         for way in self.WAYS:
-            ratio = len(_packed(way, sample)) / max(1, len(sample))
+            ratio = len(_packed(way, sample)) / max(1, len(sample)) if link < way[3] else 1.0
             if ratio < 0.95:
-                rate = min(way[2], self._link / ratio) * self._factors[way]
-                found.append((rate, way))
+                rate = min(way[2], link / ratio) * self._factors[way]
+                found.append((rate * way[4], way, rate))
         found.sort(key=lambda one: -one[0])
-        if self._groups % self.EXPLORE == self.EXPLORE - 1 and len(found) > 1:
-            if found[1][0] > found[0][0] / 2:
-                found.pop(0)
-        return found[0][1], found[0][0]
+        exploring = self._groups % self.EXPLORE == self.EXPLORE - 1
+        if exploring and len(found) > 1 and found[1][0] > found[0][0] / 2:
+            found.pop(0)
+        return found[0][1], found[0][2]
 
 
 def _packed(way: Any, plain: Data) -> bytes:

@@ -33,7 +33,7 @@ GIB, MIB = 1 << 30, 1 << 20
     ("size", "round_trip", "streams"),
     [
         (GIB, 0.0002, 1),  # the processor is the limit
-        (GIB, 0.05, 6),
+        (GIB, 0.05, 4),
         (GIB, 0.2, MAX_STREAMS),
         (10 * 1024, 0.2, 1),
         (20 * MIB, 0.05, 2),
