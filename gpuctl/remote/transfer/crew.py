@@ -47,6 +47,8 @@ class Crew:
     def further(self, root: str, token: str, name: str | None = None) -> Session | None:
         """One more stream, on a link of its own, or None: then the others do the work.
 
+        Its greeting is still to come: what is sent meanwhile need not wait for it.
+
         Args:
             root, token, name: as `Session.hello` takes them.
         """
@@ -56,7 +58,6 @@ class Crew:
             return None
         self._joined(session)
         session.hello(root, token, name)
-        session.greeting()
         return session
 
     def _joined(self, session: Session) -> Session:

@@ -176,8 +176,10 @@ class Packing:
         self._factors = dict.fromkeys(self.WAYS, 1.0)  # how much faster than foreseen
         self._way: Any = None
         self._foreseen = 0.0  # plain bytes a second of the present group
-        self._bytes, self._seconds = 0, 0.0  # of the present group, plain
+        self._bytes = 0  # of the present group, plain
+        self._seconds = self._sending = 0.0  # all that it took, and sending alone
         self._groups = 0
+        self._waited = True  # for the link, not for the processor
 
     def pack(self, plain: Data) -> Tuple[int, Data]:
         """The codec and what to send."""
@@ -196,6 +198,7 @@ class Packing:
     def sent(self, seconds: float) -> None:
         """Sending what `pack` returned took so long."""
         self._seconds += seconds
+        self._sending += seconds
 
     def _learn(self) -> None:
         """Compare the group with what was foreseen; buffers take the first at any speed."""
@@ -206,7 +209,8 @@ class Packing:
             else:
                 factor = rate / self._foreseen * self._factors[self._way]
                 self._factors[self._way] = (self._factors[self._way] + factor) / 2
-        self._bytes, self._seconds = 0, 0.0
+        self._waited = self._sending > self._seconds / 4
+        self._bytes, self._seconds, self._sending = 0, 0.0, 0.0
 
     def _choice(self, plain: memoryview) -> Tuple[Any, float]:
         """What should move such data the fastest, and how fast; None is as they are."""
@@ -216,15 +220,19 @@ class Packing:
         middle = max(0, len(plain) // 2 - self.SAMPLE // 2)
         sample = plain[middle : middle + self.SAMPLE]
         found: List[Tuple[float, Any, float]] = [(link, None, link)]
+        best = 1.12
         for way in self.WAYS:
             ratio = len(_packed(way, sample)) / max(1, len(sample)) if link < way[3] else 1.0
-            if ratio < 0.95:
+            if ratio < best * 0.85:
+                best = ratio
                 rate = min(way[2], link / ratio) * self._factors[way]
                 found.append((rate * way[4], way, rate))
         found.sort(key=lambda one: -one[0])
-        exploring = self._groups % self.EXPLORE == self.EXPLORE - 1
-        if exploring and len(found) > 1 and found[1][0] > found[0][0] / 2:
-            found.pop(0)
+        if self._groups % self.EXPLORE == self.EXPLORE - 1 and len(found) > 1:
+            if not self._waited:
+                return None, link  # the link may be much faster than it is thought to be
+            if found[1][0] > found[0][0] / 2:
+                found.pop(0)
         return found[0][1], found[0][2]
 
 

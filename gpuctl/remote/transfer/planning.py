@@ -13,7 +13,7 @@ from gpuctl.remote.transfer.landing import DRAFT_MARK
 
 LARGE_BYTES = 768 << 10  # from here a file goes in parts of its own, below it in bundles
 DELTA_BYTES = 4 << 20  # from here a changed file is compared block by block
-PART_BYTES = 8 << 20  # what one stream takes at a time
+PART_BYTES = 2 << 20  # what one stream takes at a time
 WINDOW_BYTES = 2 << 20  # OpenSSH's channel window: what one stream moves a round trip at most
 GOAL_RATES = (150e6, 400e6)  # bytes a second that the streams together should reach: first, then
 MAX_STREAMS = 8

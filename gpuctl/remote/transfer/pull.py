@@ -269,15 +269,15 @@ class Pull:
             return
         with self._crew.changed:
             self._busy += 1
-        self._share(session, self._receiver())
+        self._share(session, self._receiver(), greeted=False)
 
-    def _share(self, session: Session, receiver: Receiver) -> None:
-        self._work(session, receiver)
+    def _share(self, session: Session, receiver: Receiver, *, greeted: bool = True) -> None:
+        self._work(session, receiver, greeted)
         with self._crew.changed:
             self._busy -= 1
             self._crew.changed.notify_all()
 
-    def _work(self, session: Session, receiver: Receiver) -> None:
+    def _work(self, session: Session, receiver: Receiver, greeted: bool) -> None:
         """Ask for some jobs ahead, and take what comes, in order."""
         asked: deque[Job] = deque()
         try:
@@ -285,6 +285,9 @@ class Pull:
                 while len(asked) < _OUTSTANDING and (job := self._jobs.take(wait=False)):
                     self._ask(session, job)
                     asked.append(job)
+                if not greeted:
+                    session.greeting()
+                    greeted = True
                 if not asked:
                     return
                 job = asked.popleft()

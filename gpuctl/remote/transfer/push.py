@@ -43,7 +43,6 @@ from gpuctl.remote.transfer.reading import (
 from gpuctl.remote.transfer.session import LinkBroken, Session
 
 _COMPARED = 2000  # files in one frame
-_RANGES = 20_000  # copied ranges in one frame
 _SIGNING_AHEAD = 4  # files whose signatures are asked for before they are needed
 
 
@@ -203,14 +202,7 @@ class Push:
             while asked < min(len(changed), position + _SIGNING_AHEAD):
                 self._ask_signatures(control, changed[asked])
                 asked += 1
-            found = self._matched(large)
-            if large.base == "target":
-                control.frames.send_json(b"O", self._opening(large))
-                for at in range(0, len(found), _RANGES):
-                    ranges = [[f.theirs, f.ours, f.length] for f in found[at : at + _RANGES]]
-                    control.frames.send_json(
-                        b"Y", {"id": large.number, "path": large.file.path, "ranges": ranges}
-                    )
+            self._match(control, large)
             with self._crew.changed:
                 large.planned = True
             self._finish_if_whole(control, large)
@@ -225,15 +217,16 @@ class Push:
         size = large.file.size
         return {"id": large.number, "path": large.file.path, "size": size, "adopt": False}
 
-    def _matched(self, large: Large) -> list[Found]:
-        """Compare with what is there; what it lacks is sent as soon as it is known."""
+    def _match(self, control: Session, large: Large) -> None:
+        """Compare with what is there; what it lacks is sent, what it has copied, at once."""
+        if large.base == "target":
+            control.frames.send_json(b"O", self._opening(large))
         handle = open_plain(self._place(large.file))
         try:
             moves = large.base == "target"
             there = large.size_there if moves else large.file.size
             block = block_size(large.file.size)
             matcher = Matcher(handle, large.file.size, there, block, moves)
-            found: list[Found] = []
             end = 0
             while (batch := self._signed(large)) is not None:
                 fresh = list(matcher.feed(batch))
@@ -241,11 +234,16 @@ class Push:
                 self._add_parts(large, planning.parts(0, [(end + a, end + b) for a, b in missing]))
                 self._meter.add(sum(one.length for one in fresh))
                 end = fresh[-1].ours + fresh[-1].length if fresh else end
-                found.extend(fresh)
+                if moves and fresh:
+                    self._have_copied(control, large, fresh)
             self._add_parts(large, planning.parts(0, [(end, large.file.size)]))
         finally:
             os.close(handle)
-        return joined(found)
+
+    def _have_copied(self, control: Session, large: Large, found: list[Found]) -> None:
+        ranges = [[one.theirs, one.ours, one.length] for one in joined(found)]
+        said = {"id": large.number, "path": large.file.path, "ranges": ranges}
+        control.frames.send_json(b"Y", said)
 
     def _signed(self, large: Large) -> bytes | None:
         waiting = self._signatures[large.number]

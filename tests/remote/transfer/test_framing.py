@@ -122,6 +122,15 @@ class Clock:
 TEXT = json.dumps([{"n": n, "text": "some words"} for n in range(10_000)]).encode()[: 512 << 10]
 
 
+def moved(packing: Packing, data: bytes, rate: float, pieces: int = 200) -> int:
+    """Move pieces over a link that takes so many bytes a second; the codec in the end."""
+    for _ in range(pieces):
+        codec, packed = packing.pack(data)
+        assert unpack(codec, packed, len(data)) == data
+        packing.sent(len(packed) / rate)
+    return codec
+
+
 @pytest.mark.parametrize(
     ("rate", "data", "codec"),
     [
@@ -134,26 +143,19 @@ TEXT = json.dumps([{"n": n, "text": "some words"} for n in range(10_000)]).encod
 def test_packing_follows_link_and_data(rate: float, data: bytes, codec: int) -> None:
     packing = Packing(clock=Clock(len(data) / 60e6))
     assert packing.pack(data)[0] == PLAIN, "nothing is known of the link yet"
-    packing.sent(8 << 20, (8 << 20) / rate)
-    for _ in range(20):
-        got, packed = packing.pack(data)
-        assert unpack(got, packed, len(data)) == data
-    assert got == codec
+    assert moved(packing, data, rate) == codec
 
 
 def test_what_is_expected_counts_until_more_is_known() -> None:
-    packing = Packing(expected=12e6, clock=Clock(0.01))
+    packing = Packing(expected=12e6, clock=Clock(len(TEXT) / 60e6))
     assert packing.pack(TEXT)[0] == ZLIB
-    packing.sent(8 << 20, (8 << 20) / 900e6)
-    for _ in range(20):
-        got, _ = packing.pack(TEXT)
-    assert got == PLAIN
+    assert moved(packing, TEXT, 900e6) == PLAIN
 
 
 def test_a_slow_processor_packs_only_for_slow_links() -> None:
     def packs(rate: float) -> bool:
         packing = Packing(expected=rate, clock=Clock(len(TEXT) / 5e6))  # 5 MB/s
-        return [packing.pack(TEXT)[0] for _ in range(40)][-1] == ZLIB
+        return moved(packing, TEXT, rate) == ZLIB
 
     assert packs(1e6)
     assert not packs(20e6)
