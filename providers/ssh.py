@@ -116,6 +116,9 @@ class SshProvider:
         offers = [offer for host, said in found for offer in ssh_offers.rows(want, host, said, now)]
         if not offers and failed:
             raise _together(failed)
+        if not offers:
+            have = "; ".join(ssh_offers.summary(host, said) for host, said in found)
+            raise NoCapacity(f"None of your hosts has all of it: {have}.")
         return sorted(offers, key=lambda offer: (offer.price_hour, not offer.available, offer.id))
 
     def create(self, order: Order) -> Machine:

@@ -109,20 +109,32 @@ def why_unusable(said: Mapping[str, Any]) -> str:
 def finding(host: HostEntry, said: Mapping[str, Any]) -> Finding:
     """Return a line of `doctor` about a host that answers."""
     try:
-        cards = cards_of(said)
+        hardware = _hardware(said)
     except Ambiguous as error:
         return Finding(host.name, False, str(error))
     why = why_unusable(said)
-    free = said["disk_free"] / 1e9
     parts = [
         why or "answers",
-        ", ".join(card.name for card in cards) or "no NVIDIA GPU",
-        f"{said['cores']} cores, {said['memory'] / 1e9:.0f} GB memory, {free:.1f} GB disk free",
+        hardware,
         _load(said),
         whose(said["claim"]) if said["claim"] else "free",
     ]
-    ok = not why and free >= _LITTLE_DISK_GB
-    return Finding(host.name, ok, "; ".join(part for part in parts if part))
+    ok = not why and said["disk_free"] / 1e9 >= _LITTLE_DISK_GB
+    return Finding(host.name, ok, "; ".join(parts))
+
+
+def summary(host: HostEntry, said: Mapping[str, Any]) -> str:
+    """Return what a host has, in a few words."""
+    try:
+        return f"{host.name} has {_hardware(said)}, at ${host.price_hour}/h"
+    except Ambiguous as error:
+        return f"{host.name}: {error}"
+
+
+def _hardware(said: Mapping[str, Any]) -> str:
+    cards = ", ".join(card.name for card in cards_of(said)) or "no NVIDIA GPU"
+    free, memory = said["disk_free"] / 1e9, said["memory"] / 1e9
+    return f"{cards}, {said['cores']} cores, {memory:.0f} GB memory, {free:.1f} GB disk free"
 
 
 def _in_use(cards: Sequence[Gpu], name: str, count: int) -> str:

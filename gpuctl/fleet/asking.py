@@ -9,7 +9,7 @@ from decimal import Decimal
 from gpuctl.errors import GpuctlError, NoCredentials, NothingRentable, UsageError
 from gpuctl.fleet.context import Fleet
 from gpuctl.market import Participants, Quote, QuoteError, ask, nearest, participants, relaxed
-from providers.base import Provider, Want
+from providers.base import Offer, Provider, Want
 from providers.registry import UnknownProvider, known_systems, names, reference_only
 
 _ANSWERED = frozenset({"Unsupported", "NoCapacity"})  # a no is an answer
@@ -97,12 +97,14 @@ def nothing_found(
     offline: bool = False,
     rentable: bool = False,
 ) -> GpuctlError:
-    """Return why a quote is empty, with what comes nearest.
+    """Return why a quote is empty, or has nothing that is available, with what comes nearest.
 
     Args:
         offline: the quote asked nobody, and neither does this.
         rentable: the quote came from `ask_rentable`.
     """
+    if found.offers and not any(offer.available for offer in found.offers):
+        return _nothing_free(found.offers)
     error = why_empty(found.errors, _asked(fleet, named, rentable=rentable))
     if isinstance(error, NothingRentable):
         wider = ask_market(fleet, relaxed(want), named, offline=offline)
@@ -113,6 +115,13 @@ def nothing_found(
             near = nearest(want, ask_market(fleet, smaller, named, offline=offline).offers)
         error.next = "Nearest: " + "; ".join(near) if near else "Ask for less, or elsewhere."
     return error
+
+
+def _nothing_free(offers: Sequence[Offer]) -> NothingRentable:
+    told = "; ".join(f"{one.id}: {one.note or 'not available'}" for one in offers[:3])
+    return NothingRentable(
+        f"What matches is not available now ({told})", next="Try again later, or elsewhere."
+    )
 
 
 def _asked(fleet: Fleet, named: Sequence[str], *, rentable: bool) -> int:

@@ -200,6 +200,8 @@ def _advice(
     provider: Provider, row: MachineRow, provider_id: str | None, error: ProviderError | None
 ) -> str:
     console = f"end {provider_id or row.name} in {provider.name}'s own console"
+    if provider.capabilities.kind in ("local", "host"):
+        console = "look at that computer yourself"
     if isinstance(error, AuthFailed):
         return f"Put valid {provider.name} credentials in place and repeat, or {console}."
     return f"The watchdog keeps trying. Run `gpuctl terminate {row.name}` again, or {console}."

@@ -46,7 +46,7 @@ def candidates(work: Work, refused: Refusals, recoveries: int) -> list[Offer]:
     found = ask_rentable(fleet, want, named)
     for error in found.errors:
         work.report.warn(f"{error.provider}: {error.message}")
-    if not found.offers:
+    if not any(offer.available for offer in found.offers):
         raise nothing_found(fleet, want, named, found)
     run = work.row()
     deadline = caps_of(spec, run.created_at).deadline

@@ -214,3 +214,18 @@ def test_a_store_that_only_this_computer_reaches(rehearsal: SshRehearsal, hosts:
     assert (code, document["run"]["state"]) == (0, "succeeded"), err
     assert "first\nsecond" in err
     nothing_is_left(rehearsal)
+
+
+def test_a_host_that_somebody_has_is_named(rehearsal: SshRehearsal, hosts: Hosts) -> None:
+    provision = ("provision", "--provider", "ssh", "--name")
+    code, document, err = rehearsal.gpuctl(*provision, "first", "--yes")
+    assert code == 0, err
+    name = document["machine"]["name"]
+    for command in ((*provision, "second"), ("run", rehearsal.write_spec(), "--provider", "ssh")):
+        code, document, err = rehearsal.gpuctl(*command, "--yes")
+        assert code == 3, err
+        assert name in document["error"]["message"]
+    code, document, _ = rehearsal.gpuctl("quote", "--provider", "ssh")
+    assert (code, [offer["available"] for offer in document["offers"]]) == (0, [False])
+    assert rehearsal.gpuctl("terminate", name, "--yes")[0] == 0
+    nothing_is_left(rehearsal)

@@ -96,7 +96,7 @@ class Crew:
                 moved.append({session: session.moved for session in self._sessions})
         before, after = moved
         fastest = (planning.window_rate(self._channels.round_trip) or 0) * _LOOK_SECONDS
-        quick = [after[session] - before[session] > fastest / 2 for session in before]
+        quick = [after[session] - before[session] > fastest * 0.85 for session in before]
         return all(quick)
 
     def start(self, work: Callable[..., None], *args: object) -> threading.Thread:

@@ -39,6 +39,7 @@ from gpuctl.remote.transfer.reading import (
     send_piece,
     signatures,
 )
+from gpuctl.remote.transfer.zstd import find_zstd
 
 IDLE_SECONDS = 900  # hearing nothing for so long, it ends: the other end is gone
 STALE_SECONDS = 86400  # what a broken transfer left is removed when it is a day old
@@ -126,7 +127,8 @@ class FarSide:
         self._frames.send_json(BEAT, None)
 
     def _hello(self, said: Any) -> None:
-        self._packing = Packing(said.get("rate"))
+        both = said["zstd"] and find_zstd() is not None
+        self._packing = Packing(said["rate"], both)
         root, name = os.path.expanduser(said["root"]), said.get("name")
         if name and (root.endswith("/") or os.path.isdir(root)):
             root = os.path.join(root, name)
@@ -139,8 +141,9 @@ class FarSide:
         except FileNotFoundError:
             kind = "missing"
             self._bare = not name
+        python = sys.version.split()[0]
         self._frames.send_json(
-            b"h", {"protocol": PROTOCOL, "python": sys.version.split()[0], "kind": kind}
+            b"h", {"protocol": PROTOCOL, "python": python, "kind": kind, "zstd": both}
         )
 
     def _sign(self, said: Any) -> None:

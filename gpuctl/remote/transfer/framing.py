@@ -12,6 +12,8 @@ import time
 import zlib
 from typing import Any, Callable, List, Optional, Tuple, Union
 
+from gpuctl.remote.transfer.zstd import find_zstd
+
 PROTOCOL = 1
 HEADER = struct.Struct(">BI")  # kind, length of the payload
 PIECE = struct.Struct(">IQIIB")  # file, offset, length, crc32 (both of the plain bytes), codec
@@ -25,7 +27,7 @@ MAX_JSON = 64 << 20
 PIECE_BYTES = 512 << 10
 BUNDLE_BYTES = 256 << 10
 BUNDLE_FILES = 256
-PLAIN, ZLIB, ZEROS = 0, 1, 2
+PLAIN, ZLIB, ZEROS, ZSTD = 0, 1, 2, 3
 Data = Union[bytes, bytearray, memoryview]
 
 
@@ -109,6 +111,12 @@ def unpack(codec: int, data: Data, length: int) -> Data:
         except zlib.error as error:
             raise Broken("data that do not unpack: %s" % error) from error
         data = plain
+    elif codec == ZSTD and length <= MAX_FRAME:
+        library = find_zstd()
+        try:
+            data = library.unpack(data, length) if library else b""
+        except ValueError as error:
+            raise Broken("data that do not unpack: %s" % error) from error
     elif codec == ZEROS and not len(data) and length <= MAX_FRAME:
         return bytes(length)
     elif codec != PLAIN:
@@ -154,26 +162,35 @@ class Packing:
     Args:
         expected: bytes a second that one stream is thought to move, until it is known; None when
             nothing is known.
+        both: whether both ends have zstd.
     """
 
     GROUP_BYTES = 4 << 20  # between two choices
     SAMPLE = 32 << 10
     EXPLORE = 5  # so often the second best is tried
-    # level, strategy, usual bytes a second, at most of a link that it is worth thinking of, and
-    # how much of what it gains counts: the processor may have better to do
-    WAYS = (
-        (1, zlib.Z_HUFFMAN_ONLY, 150e6, 120e6, 0.95),
-        (1, zlib.Z_DEFAULT_STRATEGY, 90e6, 50e6, 0.8),
-        (6, zlib.Z_DEFAULT_STRATEGY, 30e6, 6e6, 0.75),
+    # codec, level, strategy, usual bytes a second, at most of a link that it is worth thinking
+    # of, and how much of what it gains counts: the processor may have better to do
+    ZLIB_WAYS = (
+        (ZLIB, 1, zlib.Z_HUFFMAN_ONLY, 150e6, 120e6, 0.95),
+        (ZLIB, 1, zlib.Z_DEFAULT_STRATEGY, 90e6, 50e6, 0.8),
+        (ZLIB, 6, zlib.Z_DEFAULT_STRATEGY, 30e6, 6e6, 0.75),
+    )
+    ZSTD_WAYS = (
+        (ZSTD, 1, 0, 330e6, 250e6, 0.95),
+        (ZSTD, 3, 0, 250e6, 120e6, 0.95),
+        (ZSTD, 9, 0, 70e6, 5e6, 0.8),
     )
 
     def __init__(
         self,
         expected: Optional[float] = None,
+        both: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._link, self._clock = expected, clock
-        self._factors = dict.fromkeys(self.WAYS, 1.0)  # how much faster than foreseen
+        self._zstd: Any = find_zstd() if both else None
+        self._ways: Any = self.ZSTD_WAYS if self._zstd else self.ZLIB_WAYS
+        self._factors = dict.fromkeys(self._ways, 1.0)  # how much faster than foreseen
         self._way: Any = None
         self._foreseen = 0.0  # plain bytes a second of the present group
         self._bytes = 0  # of the present group, plain
@@ -191,9 +208,9 @@ class Packing:
         if self._way is None:
             return PLAIN, plain
         started = self._clock()
-        packed = _packed(self._way, plain)
+        packed = self._packed(self._way, plain)
         self._seconds += self._clock() - started
-        return (ZLIB, packed) if len(packed) < len(plain) else (PLAIN, plain)
+        return (self._way[0], packed) if len(packed) < len(plain) else (PLAIN, plain)
 
     def sent(self, seconds: float) -> None:
         """Sending what `pack` returned took so long."""
@@ -221,12 +238,12 @@ class Packing:
         sample = plain[middle : middle + self.SAMPLE]
         found: List[Tuple[float, Any, float]] = [(link, None, link)]
         best = 1.12
-        for way in self.WAYS:
-            ratio = len(_packed(way, sample)) / max(1, len(sample)) if link < way[3] else 1.0
+        for way in self._ways:
+            ratio = len(self._packed(way, sample)) / max(1, len(sample)) if link < way[4] else 2.0
             if ratio < best * 0.85:
                 best = ratio
-                rate = min(way[2], link / ratio) * self._factors[way]
-                found.append((rate * way[4], way, rate))
+                rate = min(way[3], link / ratio) * self._factors[way]
+                found.append((rate * way[5], way, rate))
         found.sort(key=lambda one: -one[0])
         if self._groups % self.EXPLORE == self.EXPLORE - 1 and len(found) > 1:
             if not self._waited:
@@ -235,7 +252,14 @@ class Packing:
                 found.pop(0)
         return found[0][1], found[0][2]
 
+    def _packed(self, way: Any, plain: Data) -> bytes:
+        if way[0] == ZSTD:
+            packed: bytes = self._zstd.pack(plain, way[1])
+            return packed
+        packer = zlib.compressobj(way[1], zlib.DEFLATED, 15, 9, way[2])
+        return packer.compress(plain) + packer.flush()
 
-def _packed(way: Any, plain: Data) -> bytes:
-    packer = zlib.compressobj(way[0], zlib.DEFLATED, 15, 9, way[1])
-    return packer.compress(plain) + packer.flush()
+    def close(self) -> None:
+        """Give memory back."""
+        if self._zstd:
+            self._zstd.close()

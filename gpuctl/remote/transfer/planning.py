@@ -39,7 +39,7 @@ def streams_wanted(size: int, round_trip: float, goal: float = GOAL_RATES[0]) ->
     if one is None or size < ONE_STREAM_BYTES or size / one < LOGIN_ROUND_TRIPS * round_trip:
         return 1
     by_rate = -(-goal // one)
-    by_size = max(1, size // PART_BYTES)
+    by_size = max(1, size // ONE_STREAM_BYTES)
     return int(min(by_rate, by_size, MAX_STREAMS))
 
 

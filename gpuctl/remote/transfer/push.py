@@ -271,8 +271,9 @@ class Push:
             self._work(session, control)
 
     def _work(self, session: Session, control: Session) -> None:
-        packing, begun = Packing(session.expected_rate), set[int]()
+        packing, begun = None, set[int]()
         while (job := self._jobs.take()) is not None:
+            packing = packing or Packing(session.expected_rate, control.zstd)
             if isinstance(job, Part):
                 if job.large.number not in begun:
                     begun.add(job.large.number)

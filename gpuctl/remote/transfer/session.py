@@ -23,9 +23,10 @@ from gpuctl.remote.transfer.framing import (
     parse_json,
 )
 from gpuctl.remote.transfer.planning import window_rate
+from gpuctl.remote.transfer.zstd import find_zstd
 
 _PACKAGE = "gpuctl.remote.transfer"
-_MODULES = ("framing", "reading", "landing", "far_side")  # each imports only those before it
+_MODULES = ("zstd", "framing", "reading", "landing", "far_side")  # imports point to the left
 _EXIT_SECONDS = 10.0
 _TOO_OLD = 83  # our own exit code: python3 is there, but older than 3.8
 _NO_PYTHON = (126, 127, _TOO_OLD)
@@ -125,6 +126,7 @@ class Session:
         self._unsent = bytearray(_program())  # goes out together with the first frame
         self.frames = Frames(self._read, self._write)
         self.spoken = False  # whether it ever answered
+        self.zstd = False  # whether both ends have it
         self.moved = 0  # bytes, both ways
 
     def hello(self, root: str, token: str, name: str | None = None) -> None:
@@ -135,7 +137,9 @@ class Session:
             token: of this attempt.
             name: of the one file that is sent; None for a tree.
         """
-        said = {"root": root, "token": token, "name": name, "rate": self.expected_rate}
+        rate = self.expected_rate
+        both = rate is not None and find_zstd() is not None
+        said = {"root": root, "token": token, "name": name, "rate": rate, "zstd": both}
         self.frames.send_json(b"H", said)
 
     def receive(self) -> tuple[bytes, Data]:
@@ -179,6 +183,7 @@ class Session:
         """What the answer to `hello` says is there: dir, file, missing or other."""
         if not isinstance(said, dict) or said.get("protocol") != PROTOCOL:
             raise self.nonsense("it greets in another protocol")
+        self.zstd = bool(said.get("zstd"))
         return str(said.get("kind"))
 
     def close(self) -> None:

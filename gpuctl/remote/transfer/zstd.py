@@ -1,0 +1,90 @@
+"""Zstandard by the library that most systems have: three times as fast as zlib, and denser.
+
+Standard library only, Python >= 3.8: it runs on both ends of a transfer (docs/transfer.md).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+NAMES = ("libzstd.so.1", "libzstd.1.dylib", "/opt/homebrew/lib/libzstd.1.dylib")
+
+
+class Zstd:
+    """Packs and unpacks; one thread at a time."""
+
+    def __init__(self, ctypes: Any, library: Any) -> None:
+        self._ctypes, self._library = ctypes, library
+        self._packing: Any = None
+        self._room = bytearray(0)
+
+    def pack(self, plain: Any, level: int) -> bytes:
+        """Packed bytes; as they are when that fails."""
+        c = self._ctypes
+        if self._packing is None:
+            self._packing = c.c_void_p(self._library.ZSTD_createCCtx())
+        most = self._library.ZSTD_compressBound(c.c_size_t(len(plain)))
+        if len(self._room) < most:
+            self._room = bytearray(most)
+        room = (c.c_char * len(self._room)).from_buffer(self._room)
+        size = self._library.ZSTD_compressCCtx(
+            self._packing, room, c.c_size_t(most), _at(c, plain), c.c_size_t(len(plain)), level
+        )
+        failed = self._library.ZSTD_isError(c.c_size_t(size))
+        return bytes(plain) if failed else bytes(memoryview(self._room)[:size])
+
+    def unpack(self, packed: Any, length: int) -> bytearray:
+        """At most ``length`` plain bytes. Raises ValueError."""
+        c, plain = self._ctypes, bytearray(length + 1)
+        size = self._library.ZSTD_decompress(
+            (c.c_char * len(plain)).from_buffer(plain),
+            c.c_size_t(length),
+            _at(c, packed),
+            c.c_size_t(len(packed)),
+        )
+        if self._library.ZSTD_isError(c.c_size_t(size)):
+            raise ValueError("packed data that are none")
+        del plain[size:]
+        return plain
+
+    def close(self) -> None:
+        """Give the memory back."""
+        if self._packing is not None:
+            self._library.ZSTD_freeCCtx(self._packing)
+            self._packing = None
+
+
+def _at(ctypes: Any, data: Any) -> Any:
+    """Where data lie, for a C function that only reads them."""
+    if isinstance(data, bytes):
+        return data
+    if isinstance(data, memoryview) and data.readonly:
+        return bytes(data)
+    return (ctypes.c_char * len(data)).from_buffer(data)
+
+
+@functools.lru_cache(None)
+def _library() -> Any:
+    try:
+        import ctypes
+    except ImportError:
+        return None
+    for name in NAMES:
+        try:
+            library = ctypes.CDLL(name)
+            for function in ("ZSTD_compressBound", "ZSTD_compressCCtx", "ZSTD_decompress"):
+                getattr(library, function).restype = ctypes.c_size_t
+            library.ZSTD_createCCtx.restype = ctypes.c_void_p
+            library.ZSTD_isError.restype = ctypes.c_uint
+            library.ZSTD_freeCCtx.argtypes = [ctypes.c_void_p]
+            return ctypes, library
+        except (OSError, AttributeError):
+            continue
+    return None
+
+
+def find_zstd() -> Zstd | None:
+    """A new one, or None where there is no such library."""
+    found = _library()
+    return Zstd(*found) if found else None
