@@ -7,18 +7,17 @@ import queue
 import threading
 import traceback
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from decimal import ROUND_FLOOR, Decimal
 
+from gpuctl.market_cache import STAND_IN_SECONDS, OfferCache
 from gpuctl.policy import CHECKPOINT_MINUTES, SETUP_MINUTES, expected_cost, offer_key
-from providers.base import Clock, Offer, Provider, ProviderError, Unsupported, Want
-from providers.gpus import all_gpus
-from providers.matching import Requirement, satisfies, selectors, unmet
+from providers.base import Clock, Offer, Provider, ProviderError, RateLimited, Unsupported, Want
+from providers.matching import satisfies, selectors
 from providers.reference import current_entries, reference_offers
 from providers.registry import KnownSystem, known_systems, unknown_provider
 
 DEADLINE_SECONDS = 20.0
-_NEAREST = 8  # lines at most
 _MONEY = Decimal("0.0001")
 
 
@@ -105,6 +104,8 @@ def ask(
     environ: Mapping[str, str] = os.environ,
     setup_minutes: float = SETUP_MINUTES,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
+    cache: OfferCache | None = None,
+    young_seconds: float = 0,
 ) -> Quote:
     """Ask all ``providers`` at the same time and rank what matches.
 
@@ -125,12 +126,15 @@ def ask(
         environ: for GPUCTL_EUR_USD.
         setup_minutes: before the work starts, on every machine.
         checkpoint_minutes: between two checkpoints.
+        cache: keeps answers, and stands in for a provider that was asked too often.
+        young_seconds: an answer in the cache that is no older is taken instead of asking.
 
     Raises:
         UnknownGpu: ``want`` names a GPU that does not exist.
     """
     selectors(want.gpus)  # a misspelt GPU is the asker's mistake, not each provider's
-    answers = _ask_all(providers, want, clock, deadline_seconds, offline, environ)
+    remembered = _Remembered(cache, young_seconds)
+    answers = _ask_all(providers, want, clock, deadline_seconds, offline, environ, remembered)
     for name in reference_only:
         answers.append(_reference_answer(name, want, clock, environ, "no adapter yet"))
     offers = [offer for answer in answers for offer in answer.offers if satisfies(offer, want)]
@@ -185,6 +189,33 @@ class _Answer:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Remembered:
+    """Asking a provider, with what it answered before at hand."""
+
+    cache: OfferCache | None
+    young_seconds: float
+
+    def offers(self, provider: Provider, want: Want) -> _Answer:
+        """Ask, unless there is a young answer. Raises ProviderError."""
+        cache = None if provider.capabilities.by_name_only else self.cache
+        if cache and self.young_seconds:
+            known = cache.young(provider.name, want, self.young_seconds)
+            if known is not None:
+                return _Answer(offers=known)
+        try:
+            found = tuple(provider.offers(want))
+        except RateLimited as error:
+            known = cache.young(provider.name, want, STAND_IN_SECONDS) if cache else None
+            if known is None:
+                raise
+            note = f"{provider.name}: {error} What it answered a few minutes ago is shown."
+            return _Answer(offers=known, notes=(note,))
+        if cache:
+            cache.keep(provider.name, want, found)
+        return _Answer(offers=found)
+
+
 def _ask_all(
     providers: Sequence[Provider],
     want: Want,
@@ -192,12 +223,13 @@ def _ask_all(
     deadline_seconds: float,
     offline: bool,
     environ: Mapping[str, str],
+    remembered: _Remembered,
 ) -> list[_Answer]:
     """Return one answer a provider, in their order."""
     done: queue.SimpleQueue[tuple[int, _Answer]] = queue.SimpleQueue()
 
     def work(place: int, provider: Provider) -> None:
-        done.put((place, _ask_one(provider, want, clock, offline, environ)))
+        done.put((place, _ask_one(provider, want, clock, offline, environ, remembered)))
 
     end = clock.monotonic() + deadline_seconds
     for place, provider in enumerate(providers):
@@ -220,7 +252,12 @@ def _ask_all(
 
 
 def _ask_one(
-    provider: Provider, want: Want, clock: Clock, offline: bool, environ: Mapping[str, str]
+    provider: Provider,
+    want: Want,
+    clock: Clock,
+    offline: bool,
+    environ: Mapping[str, str],
+    remembered: _Remembered,
 ) -> _Answer:
     try:
         if offline or not provider.configured():
@@ -228,7 +265,7 @@ def _ask_one(
             return _reference_answer(provider.name, want, clock, environ, why)
         if want.spot and not provider.capabilities.spot:
             return _unsupported(provider.name, _without_spot(provider))
-        return _Answer(offers=tuple(provider.offers(want)))
+        return remembered.offers(provider, want)
     except ProviderError as error:
         return _Answer(errors=(QuoteError(provider.name, error.kind, str(error)),))
     except Exception as error:
@@ -286,103 +323,3 @@ def _fault(name: str, error: Exception) -> str:
         f"The adapter of {name} failed ({type(error).__name__}{place}). "
         "This is a fault in the adapter; the others were asked all the same."
     )
-
-
-# ---------------------------------------------------------------------------- the nearest
-
-
-def relaxed(want: Want) -> Want:
-    """Return what to ask for when nothing matches, so that `nearest` has something to show:
-    the same cards or any that are at least as big, on any machine, at any price, anywhere, spot
-    or not.
-    """
-    sizes = [
-        gpu.vram_gb
-        for selector in selectors(want.gpus)
-        for gpu in all_gpus()
-        if gpu.name in selector.names
-    ]
-    bigger = (f"{min(sizes):g}GB+",) if sizes else ()
-    return replace(
-        want,
-        gpus=(*want.gpus, *bigger),
-        spot=None,
-        regions=(),
-        cpus=None,
-        memory_gb=None,
-        max_price_hour=None,
-        min_reliability=None,
-    )
-
-
-_NEAR = (
-    (frozenset({Requirement.PRICE}), "just above the price cap"),
-    (frozenset({Requirement.SPOT}), "the same, but {market}"),
-    (frozenset({Requirement.REGION}), "the same, elsewhere"),
-    (frozenset({Requirement.REGION, Requirement.SPOT}), "the same, elsewhere and {market}"),
-    (frozenset({Requirement.SPOT, Requirement.PRICE}), "{market}, above the price cap"),
-    (frozenset({Requirement.REGION, Requirement.PRICE}), "elsewhere, above the price cap"),
-    (frozenset({Requirement.RELIABILITY}), "less reliable ({reliability})"),
-    (frozenset({Requirement.COUNT}), "with {gpu_count} GPUs"),
-    (frozenset({Requirement.CPUS}), "with {vcpus} CPUs"),
-    (frozenset({Requirement.MEMORY}), "with {ram} of memory"),
-    (frozenset({Requirement.DISK}), "with {disk} of disk"),
-    (frozenset({Requirement.GPU}), "the next card up"),
-    (frozenset({Requirement.GPU, Requirement.SPOT}), "the next card up, {market}"),
-    (frozenset({Requirement.GPU, Requirement.PRICE}), "the next card up, above the price cap"),
-    (frozenset({Requirement.GPU, Requirement.COUNT}), "the next card up, {gpu_count} of them"),
-)
-"""What an offer fails, and how to say it; the nearest first."""
-
-
-def nearest(want: Want, offers: Iterable[Offer]) -> tuple[str, ...]:
-    """Return lines that say what comes nearest to ``want`` among offers that do not match it.
-
-    One line a kind of difference: the cheapest offer that differs in that only. Of bigger
-    cards, the smallest.
-    """
-    best: dict[frozenset[Requirement], Offer] = {}
-    least = _least_vram(want)
-    for offer in offers:
-        failed = unmet(offer, want)
-        if not failed or not offer.available:
-            continue
-        if Requirement.GPU in failed and (offer.vram_gb is None or offer.vram_gb < least):
-            continue  # a smaller card does not do the job
-        known = best.get(failed)
-        if known is None or _distance(offer, failed) < _distance(known, failed):
-            best[failed] = offer
-    lines = [_line(best[failed], words) for failed, words in _NEAR if failed in best]
-    if not lines and best:
-        failed = min(best, key=lambda failed: (len(failed), _distance(best[failed], failed)))
-        lines = [_line(best[failed], f"another {' and '.join(sorted(failed))}")]
-    return tuple(lines[:_NEAREST])
-
-
-def _distance(offer: Offer, failed: frozenset[Requirement]) -> tuple[float, Decimal, str]:
-    size = offer.vram_gb or 0.0
-    return (size if Requirement.GPU in failed else 0.0, offer.price_hour, offer_key(offer))
-
-
-def _least_vram(want: Want) -> float:
-    """GB of the smallest card that was asked for; 0 when sizes do not matter."""
-    chosen = selectors(want.gpus)
-    names = frozenset[str]().union(*(selector.names for selector in chosen))
-    sizes = [gpu.vram_gb for gpu in all_gpus() if gpu.name in names]
-    sizes += [selector.min_vram_gb for selector in chosen if selector.min_vram_gb is not None]
-    return max(min(sizes, default=0.0), want.min_vram_gb or 0.0)
-
-
-def _line(offer: Offer, words: str) -> str:
-    difference = words.format(
-        market="spot" if offer.spot else "on-demand",
-        reliability=offer.reliability,
-        gpu_count=offer.gpu_count,
-        vcpus="an unknown number of" if offer.vcpus is None else f"{offer.vcpus:g}",
-        ram="an unknown amount" if offer.ram_gb is None else f"{offer.ram_gb:g} GB",
-        disk=f"{offer.disk_gb or 0:g} GB",
-    )
-    what = f"{offer.gpu_count}x {offer.gpu}" if offer.gpu else "no GPU"
-    dated = f", reference price of {offer.as_of:%Y-%m-%d}" if offer.source == "reference" else ""
-    where = f" in {offer.region}" if offer.region not in ("", "any") else ""
-    return f"{difference}: {what} at {offer.provider}{where}, {offer.price_hour:.4f} USD/h{dated}"

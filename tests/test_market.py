@@ -11,7 +11,8 @@ from typing import Any, cast
 
 import pytest
 
-from gpuctl.market import Participants, ask, nearest, participants, rank, relaxed
+from gpuctl.market import Participants, ask, participants, rank
+from gpuctl.market_nearest import nearest, relaxed
 from providers.base import (
     AuthFailed,
     Capabilities,

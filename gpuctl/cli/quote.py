@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from decimal import Decimal
 
 import click
@@ -36,6 +37,7 @@ from providers.base import Offer
     "--limit", type=click.IntRange(1), default=20, show_default=True, help="Offers shown."
 )
 @click.option("--offline", is_flag=True, help="Ask nobody: dated reference prices only.")
+@click.option("--fresh", is_flag=True, help="Ask again, even if the last answer is seconds old.")
 @json_option
 def quote(
     chosen: Filters,
@@ -43,18 +45,27 @@ def quote(
     budget: Decimal | None,
     limit: int,
     offline: bool,
+    fresh: bool,
     as_json: bool,
 ) -> None:
     """Show offers from every provider at once, cheapest first.
 
     A provider without credentials gives its reference prices, which are labelled and dated.
     """
+    if fresh and offline:
+        raise UsageError("--fresh asks, --offline does not: take one")
     if budget is not None and hours is None:
         raise UsageError("--budget needs --hours: a budget buys runs of a length")
     with opened() as fleet, Terminal() as terminal:
         want = chosen.want()
         found = ask_market(
-            fleet, want, chosen.providers, offline=offline, hours=hours, budget=budget
+            fleet,
+            want,
+            chosen.providers,
+            offline=offline,
+            hours=hours,
+            budget=budget,
+            fresh=fresh,
         )
         document = {
             "offers": [_shape(found, one) for one in found.offers[:limit]],
@@ -75,7 +86,7 @@ def quote(
         if as_json:
             emit(document)
             return
-        show_offers(found, found.offers[:limit], with_runs=hours is not None)
+        show_offers(found, found.offers[:limit], fleet.clock.now(), with_runs=hours is not None)
         if len(found.offers) > limit:
             line(f"… and {len(found.offers) - limit} more; --limit shows them.")
 
@@ -87,15 +98,15 @@ def _shape(found: Quote, one: Offer) -> shapes.Shape:
     return shapes.offer(one, run_cost=cost.run_cost, runs=cost.runs_in_budget)
 
 
-def show_offers(found: Quote, offers: tuple[Offer, ...], *, with_runs: bool) -> None:
-    """Print offers for a person; every reference price says how old it is."""
+def show_offers(found: Quote, offers: tuple[Offer, ...], now: datetime, *, with_runs: bool) -> None:
+    """Print offers for a person; every price that is not of this moment says how old it is."""
     headers = ["GPU", "VRAM>", "MARKET", "USD/H>", "PROVIDER", "REGION", "CPUS>", "RAM>", "SOURCE"]
     if with_runs:
         headers += ["RUN>", "RUNS>"]
-    table([*headers, "ID"], [_row(found, one, with_runs) for one in offers])
+    table([*headers, "ID"], [_row(found, one, now, with_runs) for one in offers])
 
 
-def _row(found: Quote, one: Offer, with_runs: bool) -> list[object]:
+def _row(found: Quote, one: Offer, now: datetime, with_runs: bool) -> list[object]:
     row: list[object] = [
         f"{one.gpu_count}x {one.gpu}" if one.gpu else "none",
         "" if one.vram_gb is None else format_gb(one.vram_gb),
@@ -105,7 +116,7 @@ def _row(found: Quote, one: Offer, with_runs: bool) -> list[object]:
         one.region,
         "" if one.vcpus is None else f"{one.vcpus:g}",
         "" if one.ram_gb is None else format_gb(one.ram_gb),
-        "live" if one.source == "live" else f"reference of {one.as_of:%Y-%m-%d}",
+        _source(one, now),
     ]
     if with_runs:
         cost = found.run_cost(one)
@@ -115,3 +126,10 @@ def _row(found: Quote, one: Offer, with_runs: bool) -> list[object]:
             "" if cost is None or cost.runs_in_budget is None else cost.runs_in_budget,
         ]
     return [*row, safe(one.id)]
+
+
+def _source(one: Offer, now: datetime) -> str:
+    if one.source == "reference":
+        return f"reference of {one.as_of:%Y-%m-%d}"
+    age = round((now - one.as_of).total_seconds())
+    return "live" if age <= 1 else f"live, {age} s ago"

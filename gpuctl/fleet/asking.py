@@ -8,7 +8,9 @@ from decimal import Decimal
 
 from gpuctl.errors import GpuctlError, NoCredentials, NothingRentable, UsageError
 from gpuctl.fleet.context import Fleet
-from gpuctl.market import Participants, Quote, QuoteError, ask, nearest, participants, relaxed
+from gpuctl.market import Participants, Quote, QuoteError, ask, participants
+from gpuctl.market_cache import YOUNG_SECONDS, OfferCache
+from gpuctl.market_nearest import nearest, relaxed
 from providers.base import Offer, Provider, Want
 from providers.registry import UnknownProvider, known_systems, names, reference_only
 
@@ -23,8 +25,12 @@ def ask_market(
     offline: bool = False,
     hours: float | None = None,
     budget: Decimal | None = None,
+    fresh: bool = False,
 ) -> Quote:
     """Ask everybody who takes part; who has no credentials gives reference prices.
+
+    Args:
+        fresh: ask again, however young the last answer is.
 
     Raises:
         UsageError: nobody has one of the names.
@@ -40,8 +46,14 @@ def ask_market(
         budget=budget,
         reference_only=chosen.reference_only,
         environ=fleet.environ,
+        cache=_cache(fleet),
+        young_seconds=0 if fresh else YOUNG_SECONDS,
     )
     return replace(found, errors=(*found.errors, *errors))
+
+
+def _cache(fleet: Fleet) -> OfferCache:
+    return OfferCache(fleet.home.path / "cache" / "offers", fleet.clock, fleet.environ)
 
 
 def ask_rentable(
@@ -62,7 +74,14 @@ def ask_rentable(
             f"No usable credentials for {asked}" if asked else "No provider has credentials here",
             next="`gpuctl doctor` says what is missing; `--provider local` needs none.",
         )
-    found = ask(usable, want, clock=fleet.clock, hours=hours, environ=fleet.environ)
+    found = ask(
+        usable,
+        want,
+        clock=fleet.clock,
+        hours=hours,
+        environ=fleet.environ,
+        cache=_cache(fleet),  # for who is asked too often; what is rented is asked for now
+    )
     return replace(found, errors=(*found.errors, *errors))
 
 

@@ -12,7 +12,7 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -34,6 +34,7 @@ class Request:
     query: Mapping[str, str]
     headers: Mapping[str, str]  # names in lower case
     body: bytes
+    pairs: Sequence[tuple[str, str]] = ()  # the query as it came: names may stand twice
 
     def json(self) -> Any:
         """The body as JSON; raises ValueError when it is none."""
@@ -229,12 +230,14 @@ def _server(cloud: HttpCloud, port: int) -> ThreadingHTTPServer:
                 self.send_error(413)
                 return
             address = urlsplit(self.path)
+            pairs = parse_qsl(address.query, keep_blank_values=True)
             request = Request(
                 self.command,
                 unquote(address.path),
-                dict(parse_qsl(address.query, keep_blank_values=True)),
+                dict(pairs),
                 {name.lower(): value for name, value in self.headers.items()},
                 self.rfile.read(length),
+                pairs,
             )
             reply = cloud.serve(request)
             if reply is None:

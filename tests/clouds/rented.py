@@ -65,6 +65,7 @@ class Rented:
         keys: lines of /root/.ssh/authorized_keys.
         host_key: a private host key that was handed over; made when None.
         programs: name -> script, first in PATH: a cloud's own commands, such as `shutdown`.
+        address: where its SSH is found: an address of this computer, and a port (0 for any).
     """
 
     folder: Path
@@ -73,6 +74,7 @@ class Rented:
     keys: Sequence[str] = ()
     host_key: str | None = None
     programs: Mapping[str, str] = field(default_factory=dict)
+    address: tuple[str, int] = ("127.0.0.1", 0)
     _init: subprocess.Popen[bytes] | None = None
     _sshd_port: int = 0
     _relay: Relay | None = None
@@ -102,7 +104,7 @@ class Rented:
         )
         assert until((self.folder / "run/up").exists, _SECONDS), "the machine did not come up"
         self._sshd_port = free_port()
-        self._relay = Relay(self._sshd_port)
+        self._relay = Relay(self._sshd_port, address=self.address)
 
     def start_sshd(self) -> None:
         """Answer on the SSH port."""

@@ -29,6 +29,7 @@ class Relay:
         bandwidth: bytes a second each way, shared by all connections; None for no limit.
         cut_after: break every connection after so many bytes (both ways together, all
             connections together); once, then it works again.
+        address: where it listens: an address of this computer, and a port (0 for any).
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Relay:
         round_trip: float = 0.0,
         bandwidth: float | None = None,
         cut_after: int | None = None,
+        address: tuple[str, int] = ("127.0.0.1", 0),
     ) -> None:
         self.round_trip = round_trip
         self.bandwidth = bandwidth
@@ -52,7 +54,7 @@ class Relay:
         self._stopped = False
         self._sockets: set[socket.socket] = set()
         self._free_at = [0.0, 0.0]  # when the line is free again: there, back
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(address)
         self.port = int(self._listener.getsockname()[1])
         threading.Thread(target=self._accept, daemon=True).start()
 

@@ -34,6 +34,7 @@ from gpuctl.remote.transfer.landing import DRAFT_MARK, Receiver, draft_key
 from gpuctl.remote.transfer.reading import (
     file_digest,
     open_plain,
+    piece_buffer,
     pieces,
     send_bundle,
     send_piece,
@@ -60,6 +61,7 @@ class FarSide:
         self._receiver = Receiver("", "")
         self._packing = Packing()  # until `_hello`
         self._tally = Tally()
+        self._buffer = piece_buffer()
         self._reading: Dict[int, int] = {}
         self._bases: Dict[int, Tuple[int, os.stat_result]] = {}
         self._signing: queue.Queue[Tuple[int, int, int]] = queue.Queue()
@@ -259,7 +261,7 @@ class FarSide:
                 os.path.join(self._root, path) if path else self._root
             )
         handle, tally = self._reading[number], Tally()
-        for start, frame in pieces(handle, offset, length, said["dense"]):
+        for start, frame in pieces(handle, offset, length, said["dense"], self._buffer):
             crc = send_piece(self._frames, self._packing, number, start, frame)
             tally.add(number, len(frame) - PIECE_HEAD, crc)
         size = os.fstat(handle).st_size

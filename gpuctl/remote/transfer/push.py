@@ -36,6 +36,7 @@ from gpuctl.remote.transfer.reading import (
     block_size,
     file_digest,
     open_plain,
+    piece_buffer,
     pieces,
     send_bundle,
     send_piece,
@@ -271,14 +272,14 @@ class Push:
             self._work(session, control)
 
     def _work(self, session: Session, control: Session) -> None:
-        packing, begun = None, set[int]()
+        packing, buffer, begun = None, piece_buffer(), set[int]()
         while (job := self._jobs.take()) is not None:
             packing = packing or Packing(session.expected_rate, control.zstd)
             if isinstance(job, Part):
                 if job.large.number not in begun:
                     begun.add(job.large.number)
                     session.frames.send_json(b"O", self._opening(job.large))
-                self._send_part(session, packing, job)
+                self._send_part(session, packing, buffer, job)
                 if session is control:  # what follows on the same stream comes after it
                     self._part_arrived(control, job.large)
             else:
@@ -289,11 +290,14 @@ class Push:
                 self._count(len(table), sum(entry[1] for entry in table))
                 self._meter.add(size)
 
-    def _send_part(self, session: Session, packing: Packing, part: Part) -> None:
+    def _send_part(
+        self, session: Session, packing: Packing, buffer: memoryview, part: Part
+    ) -> None:
         large, tally, done = part.large, Tally(), 0
         handle = open_plain(self._place(large.file))
         try:
-            for start, frame in pieces(handle, part.offset, part.length, large.dense):
+            found = pieces(handle, part.offset, part.length, large.dense, buffer)
+            for start, frame in found:
                 length = len(frame) - PIECE_HEAD
                 self._pace.wait(length)
                 crc = send_piece(session.frames, packing, large.number, start, frame)

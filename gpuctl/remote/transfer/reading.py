@@ -55,7 +55,14 @@ def extents(handle: int, offset: int, end: int) -> Iterator[Tuple[int, int]]:
         offset = stop
 
 
-def pieces(handle: int, offset: int, length: int, dense: bool) -> Iterator[Tuple[int, memoryview]]:
+def piece_buffer() -> memoryview:
+    """What `pieces` reads into; each stream has one, since a new one costs as much as reading."""
+    return memoryview(bytearray(PIECE_HEAD + PIECE_BYTES))
+
+
+def pieces(
+    handle: int, offset: int, length: int, dense: bool, buffer: memoryview
+) -> Iterator[Tuple[int, memoryview]]:
     """The bytes of a part of a file behind `PIECE_HEAD` bytes of room, valid until the next.
 
     Holes are left out unless ``dense``.
@@ -64,7 +71,6 @@ def pieces(handle: int, offset: int, length: int, dense: bool) -> Iterator[Tuple
     if state.st_blocks * 512 >= state.st_size:
         dense = True  # looking for holes takes time
     whole = [(offset, offset + length)]
-    buffer = memoryview(bytearray(PIECE_HEAD + min(PIECE_BYTES, length)))
     for start, end in whole if dense else extents(handle, offset, offset + length):
         while start < end:
             room = buffer[PIECE_HEAD : PIECE_HEAD + end - start]
