@@ -28,6 +28,7 @@ from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.lease import SHORTEST_LEASE_SECONDS
 from gpuctl.fleet.provision import described
 from gpuctl.fleet.provision import provision as provision_machine
+from gpuctl.fleet.refusals import refused_last
 from gpuctl.ledger import MachineRow
 from gpuctl.names import slug
 from gpuctl.policy import choose
@@ -128,7 +129,7 @@ def _offers(
     if not ranked:
         raise nothing_found(fleet, want, chosen.providers, found, rentable=True)
     if offer_id is None:
-        return ranked
+        return refused_last(fleet, ranked)
     named = [one for one in ranked if one.id == offer_id]
     if not named:
         raise UsageError(

@@ -262,6 +262,16 @@ class Ledger:
             )
             return {provider for (provider,) in found}
 
+    def refused_since(self, moment: datetime) -> set[tuple[str, str]]:
+        """Return (provider, offer id) of every create that was refused since then."""
+        statement = (
+            "SELECT DISTINCT provider, offer_id FROM machines"
+            " WHERE closed_by = 'refused' AND intended_at >= ?"
+        )
+        with self._reading():
+            found = self._query(statement, [moment_text(moment)])
+        return {(provider, offer_id) for provider, offer_id in found}
+
     def spend_since(self, moment: datetime) -> Decimal:
         """Return what all machines together have cost from a moment until now, in USD."""
         now = self._clock.now()

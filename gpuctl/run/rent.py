@@ -12,6 +12,7 @@ from gpuctl.errors import CapReached, GpuctlError, NothingRentable
 from gpuctl.fleet.acquire import DEFAULT_MAX_DURATION, Need, acquire, why_refused
 from gpuctl.fleet.asking import ask_rentable, nothing_found
 from gpuctl.fleet.keeper import Keeper
+from gpuctl.fleet.refusals import refused_last
 from gpuctl.fleet.watchdog import ensure_watchdog
 from gpuctl.ledger import MachineRow
 from gpuctl.policy import History, choose, offer_key, pool_of
@@ -66,7 +67,7 @@ def candidates(work: Work, refused: Refusals, recoveries: int) -> list[Offer]:
             f"Every offer that matches was tried and refused ({len(refused)}){why}",
             next="Ask for something else, or try again later.",
         )
-    return [candidate.offer for candidate in ranked]
+    return refused_last(fleet, [candidate.offer for candidate in ranked])
 
 
 def _history(machines: Sequence[MachineRow], now: datetime) -> History:

@@ -1,0 +1,19 @@
+"""RunPod, emulated: REST v2, what is left of v1 and GraphQL, real machines behind the pods.
+
+It follows contracts/runpod.md: a real HTTP server, its own clock, its own books, and every fault
+of the contract as a switch (`switches.py`).
+"""
+
+from __future__ import annotations
+
+from tests.clouds.runpod_cloud.cloud import RunpodCloud
+from tests.clouds.runpod_cloud.pods import Times
+from tests.clouds.runpod_cloud.switches import Switches
+
+
+def main_settings(cloud: RunpodCloud) -> dict[str, str]:
+    """Return what to export so that gpuctl works against this cloud."""
+    return {"RUNPOD_API_URL": cloud.url, "RUNPOD_API_KEY": cloud.key}
+
+
+__all__ = ["RunpodCloud", "Switches", "Times", "main_settings"]
