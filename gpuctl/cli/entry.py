@@ -43,6 +43,7 @@ TOPICS: dict[str, dict[str, tuple[str, str, str]]] = {
     },
     "End and account": {
         "terminate": ("gpuctl.cli.ending", "terminate", "Destroy machines and prove it."),
+        "forget": ("gpuctl.cli.forgetting", "forget", "Give up on proof, on your own word."),
         "reap": ("gpuctl.cli.ending", "reap", "Destroy what is ours and nobody looks after."),
         "audit": ("gpuctl.cli.ending", "audit", "Everything that still bills, and whose it is."),
         "cost": ("gpuctl.cli.money", "cost", "What was spent, on what."),

@@ -23,6 +23,7 @@ from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.keeper import Keeper
 from gpuctl.fleet.presence import prove_absent
 from gpuctl.fleet.release import release
+from gpuctl.fleet.spend_cap import check_spending
 from gpuctl.ledger import MachineRow
 from gpuctl.names import new_machine_name
 from gpuctl.remote.keys import public_key
@@ -79,9 +80,11 @@ def acquire(
         ProviderError: nothing was rented, for the reason that the provider gave; a create whose
             outcome was unknown and is proven not to have happened is `NoCapacity`.
         PriceChanged: it cost more than the order allows; it was released again.
+        CapReached: the caps on all spending leave nothing for it.
         MayStillBill: the outcome is unknown and could not be settled.
         UsageError: the home's SSH key cannot be used; nothing was asked for.
     """
+    check_spending(fleet, offer.price_hour)
     provider = fleet.provider(offer.provider)
     # Before the intent: a key that cannot be used must not leave one behind.
     key = None if provider.capabilities.kind == "local" else public_key(fleet.home.path)

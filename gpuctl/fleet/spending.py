@@ -47,6 +47,11 @@ def is_billed(row: MachineRow) -> bool:
     return row.cost_source not in _COMPUTED
 
 
+def day_start(now: datetime) -> datetime:
+    """Return the first moment of the day, in UTC like ``now``."""
+    return now.replace(hour=0, minute=0, second=0, microsecond=0)
+
+
 def month_start(now: datetime) -> datetime:
     """Return the first moment of the month, in UTC like ``now``."""
     return now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)

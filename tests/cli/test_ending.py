@@ -257,3 +257,30 @@ def test_providers_shows_adapters_and_reference_systems(gpuctl: Gpuctl, cloud: M
     assert (rows["memory"]["adapter"], rows["memory"]["configured"]) == (True, True)
     assert (rows["azure"]["adapter"], rows["azure"]["kind"]) == (False, None)
     assert rows["local"]["by_name_only"] is True
+
+
+# ------------------------------------------------------------------------- forget
+
+
+def test_forgetting_needs_a_persons_word(
+    gpuctl: Gpuctl, machine: Machine, cloud: MemoryCloud, ledger: Ledger
+) -> None:
+    cloud.faults.get = [Ambiguous("the API is off")] * 50
+    done = gpuctl("forget", machine.name, "--json")
+    assert done.code == 2
+    assert "--i-checked-the-console" in done.json["error"]["next"]
+    assert machine.provider_id in done.json["error"]["next"]
+    word = ("--i-checked-the-console", "--why", "account closed")
+    done = gpuctl("forget", machine.name, *word, "--json")
+    assert (done.code, done.json["machine"]["closed_by"]) == (0, "forgotten")
+    [event] = [event for event in ledger.events() if event.kind == "forgotten"]
+    assert event.facts["why"] == "account closed"
+    assert event.facts["by"]
+    assert gpuctl("forget", machine.name, *word).code == 2
+
+
+def test_what_is_there_cannot_be_forgotten(gpuctl: Gpuctl, machine: Machine) -> None:
+    done = gpuctl("forget", machine.name, "--i-checked-the-console", "--json")
+    assert done.code == 6
+    assert done.json["error"]["may_bill"] is True
+    assert "terminate" in done.json["error"]["next"]

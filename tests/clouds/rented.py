@@ -66,6 +66,7 @@ class Rented:
         host_key: a private host key that was handed over; made when None.
         programs: name -> script, first in PATH: a cloud's own commands, such as `shutdown`.
         address: where its SSH is found: an address of this computer, and a port (0 for any).
+        login_env: what an SSH login sees of ``env``; None for all of it.
     """
 
     folder: Path
@@ -75,6 +76,7 @@ class Rented:
     host_key: str | None = None
     programs: Mapping[str, str] = field(default_factory=dict)
     address: tuple[str, int] = ("127.0.0.1", 0)
+    login_env: Mapping[str, str] | None = None
     _init: subprocess.Popen[bytes] | None = None
     _sshd_port: int = 0
     _relay: Relay | None = None
@@ -84,7 +86,8 @@ class Rented:
     def boot(self) -> None:
         """Start it: processes can run there; nobody answers on its SSH port yet."""
         for name in ("root/.ssh", "var-tmp", "run/sshd", "bin"):
-            (self.folder / name).mkdir(parents=True)
+            (self.folder / name).mkdir(parents=True, exist_ok=True)  # one that was killed boots again
+        (self.folder / "run/up").unlink(missing_ok=True)
         (self.folder / "root").chmod(0o700)
         (self.folder / "root/.ssh").chmod(0o700)
         (self.folder / "root/.ssh/authorized_keys").write_text("".join(f"{k}\n" for k in self.keys))
@@ -126,7 +129,7 @@ class Rented:
             "PermitRootLogin yes",
             "UseDNS no",
             "Subsystem sftp internal-sftp",
-            "SetEnv " + " ".join(shlex.quote(f"{k}={v}") for k, v in self.environment.items()),
+            "SetEnv " + " ".join(shlex.quote(f"{k}={v}") for k, v in self._login_environment.items()),
         ]
         config = self.folder / "sshd_config"
         config.write_text("\n".join([*lines, ""]))
@@ -192,8 +195,15 @@ class Rented:
     @property
     def environment(self) -> dict[str, str]:
         """The whole environment of what its cloud starts there."""
+        return self._given(self.env)
+
+    def _given(self, env: Mapping[str, str]) -> dict[str, str]:
         path = f"{self.folder / 'bin'}:{_PATH}"
-        return {"PATH": path, "HOME": "/root", "USER": "root", "LANG": "C.UTF-8", **self.env}
+        return {"PATH": path, "HOME": "/root", "USER": "root", "LANG": "C.UTF-8", **env}
+
+    @property
+    def _login_environment(self) -> dict[str, str]:
+        return self._given(self.env if self.login_env is None else self.login_env)
 
     # ------------------------------------------------------------------ the network
 

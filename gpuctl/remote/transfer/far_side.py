@@ -31,6 +31,7 @@ from gpuctl.remote.transfer.framing import (
     parse_json,
 )
 from gpuctl.remote.transfer.landing import DRAFT_MARK, Receiver, draft_key
+from gpuctl.remote.transfer.native import find_xxh3, find_zstd
 from gpuctl.remote.transfer.reading import (
     file_digest,
     open_plain,
@@ -40,7 +41,6 @@ from gpuctl.remote.transfer.reading import (
     send_piece,
     signatures,
 )
-from gpuctl.remote.transfer.zstd import find_zstd
 
 IDLE_SECONDS = 900  # hearing nothing for so long, it ends: the other end is gone
 STALE_SECONDS = 86400  # what a broken transfer left is removed when it is a day old
@@ -83,6 +83,7 @@ class FarSide:
             b"X": self._digests,
             b"G": lambda said: send_bundle(self._frames, self._packing, self._root, said),
             b"P": self._part,
+            b"Q": lambda _: self._quick(),
         }
 
     def serve(self) -> None:
@@ -103,8 +104,8 @@ class FarSide:
 
     def _answer(self, kind: bytes, payload: Data) -> None:
         if kind == b"R":
-            number, _, length, crc = self._receiver.piece(payload)
-            self._tally.add(number, length, crc)
+            number, _, length, check = self._receiver.piece(payload)
+            self._tally.add(number, length, check)
         elif kind == b"A":
             self._tally.check(payload)
             self._frames.send(b"a", payload)
@@ -127,6 +128,9 @@ class FarSide:
 
     def _beat(self) -> None:
         self._frames.send_json(BEAT, None)
+
+    def _quick(self) -> None:
+        self._frames.send_json(b"q", find_xxh3() is not None)
 
     def _hello(self, said: Any) -> None:
         both = said["zstd"] and find_zstd() is not None
@@ -261,9 +265,10 @@ class FarSide:
                 os.path.join(self._root, path) if path else self._root
             )
         handle, tally = self._reading[number], Tally()
+        quick = said["quick"] and find_xxh3() is not None
         for start, frame in pieces(handle, offset, length, said["dense"], self._buffer):
-            crc = send_piece(self._frames, self._packing, number, start, frame)
-            tally.add(number, len(frame) - PIECE_HEAD, crc)
+            check = send_piece(self._frames, self._packing, number, start, frame, quick)
+            tally.add(number, len(frame) - PIECE_HEAD, check)
         size = os.fstat(handle).st_size
         if size < offset + length:
             self._frames.send_json(b"v", [number, size])

@@ -17,8 +17,10 @@ from gpuctl.remote.transfer.framing import (
     BUNDLE,
     MAX_FRAME,
     PIECE,
+    XXH3,
     Broken,
     Data,
+    check_of,
     parse_json,
     unpack,
 )
@@ -196,12 +198,12 @@ class Receiver:
         """Write a piece; returns what `ACK` holds."""
         if len(payload) < PIECE.size:
             raise Broken("a piece that is too short")
-        number, offset, length, crc, codec = PIECE.unpack_from(payload)
-        plain = unpack(codec, memoryview(payload)[PIECE.size :], length)
-        if zlib.crc32(plain) != crc:
+        number, offset, length, check, codec = PIECE.unpack_from(payload)
+        plain = unpack(codec & ~XXH3, memoryview(payload)[PIECE.size :], length)
+        if check_of(plain, bool(codec & XXH3)) != check:
             raise Broken("a piece arrived damaged")
         self.write(number, plain, offset)
-        return number, offset, length, crc
+        return number, offset, length, check
 
     def copy(
         self,

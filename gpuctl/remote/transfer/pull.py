@@ -20,6 +20,7 @@ from gpuctl.remote.transfer.crew import Crew, Jobs
 from gpuctl.remote.transfer.delta import Found, Matcher, gaps, joined
 from gpuctl.remote.transfer.framing import PIECE, SIGNED, Broken, Data, Tally, parse_json
 from gpuctl.remote.transfer.landing import Receiver
+from gpuctl.remote.transfer.native import find_xxh3
 from gpuctl.remote.transfer.pace import Meter, Pace
 from gpuctl.remote.transfer.parts import Job, Large, Part, parts_of
 from gpuctl.remote.transfer.reading import block_size, file_digest, open_plain
@@ -310,6 +311,7 @@ class Pull:
             return
         large = job.large
         said = {"id": large.number, "path": large.file.path, "dense": large.dense}
+        said["quick"] = find_xxh3() is not None
         session.frames.send_json(b"P", {**said, "offset": job.offset, "length": job.length})
 
     def _take_bundle(self, session: Session, receiver: Receiver, job: list[File]) -> None:
@@ -328,8 +330,8 @@ class Pull:
             if kind == b"R":
                 self._pace.wait(len(payload))
                 _within(payload, part)
-                number, _, length, crc = receiver.piece(payload)
-                tally.add(number, length, crc)
+                number, _, length, check = receiver.piece(payload)
+                tally.add(number, length, check)
                 self._meter.add(length)
                 done += length
             elif kind == b"v":

@@ -29,6 +29,7 @@ from gpuctl.remote.transfer.framing import (
     Tally,
     parse_json,
 )
+from gpuctl.remote.transfer.native import find_xxh3
 from gpuctl.remote.transfer.pace import Meter, Pace
 from gpuctl.remote.transfer.parts import Large, Part, parts_of
 from gpuctl.remote.transfer.planning import Differing
@@ -84,6 +85,7 @@ class Push:
         self._jobs = Jobs(self._crew)
         self._unanswered = 0  # questions what differs
         self._bare = False  # nothing was there
+        self._quick = False  # whether both ends know the quick check
         self._differing: list[Differing] = []
         self._same: list[File] = []  # their content is, their mode and time maybe not
         self._large: list[Large] = []
@@ -121,6 +123,8 @@ class Push:
 
     def _run(self, control: Session, listener: threading.Thread) -> Transferred:
         sender = self._crew.start(self._send, control, control, listener)
+        if any(file.size >= planning.LARGE_BYTES for file in self._selection.files):
+            control.frames.send_json(b"Q", None)
         self._ask_what_differs(control)
         self._crew.wait_for(lambda: self._bare or not self._unanswered)
         files = self._selection.files if self._bare else [one.file for one in self._differing]
@@ -300,8 +304,9 @@ class Push:
             for start, frame in found:
                 length = len(frame) - PIECE_HEAD
                 self._pace.wait(length)
-                crc = send_piece(session.frames, packing, large.number, start, frame)
-                tally.add(large.number, length, crc)
+                at = large.number, start
+                check = send_piece(session.frames, packing, *at, frame, self._quick)
+                tally.add(large.number, length, check)
                 self._meter.add(length)
                 done += length
             size = os.fstat(handle).st_size
@@ -350,6 +355,8 @@ class Push:
                         self._part_arrived(control, self._large[ACK.unpack(payload)[0]])
                 elif kind == b"c":
                     self._compared(payload)
+                elif kind == b"q":
+                    self._quick = parse_json(payload) is True and find_xxh3() is not None
                 elif kind == b"h":
                     session.greeted(parse_json(payload))
                 elif kind == b"z":

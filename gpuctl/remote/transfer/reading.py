@@ -21,8 +21,10 @@ from gpuctl.remote.transfer.framing import (
     PIECE_BYTES,
     PIECE_HEAD,
     PLAIN,
+    XXH3,
     Frames,
     Packing,
+    check_of,
 )
 
 DIGEST = 16  # bytes of SHA-256 that stand for a block
@@ -82,20 +84,20 @@ def pieces(
 
 
 def send_piece(
-    frames: Frames, packing: Packing, number: int, offset: int, frame: memoryview
+    frames: Frames, packing: Packing, number: int, offset: int, frame: memoryview, quick: bool
 ) -> int:
-    """Send what `pieces` yields; returns its crc32."""
+    """Send what `pieces` yields; returns its check: crc32, or XXH3 when ``quick``."""
     plain = frame[PIECE_HEAD:]
-    crc = zlib.crc32(plain)
+    check = check_of(plain, quick)
     codec, data = packing.pack(plain)
-    head = PIECE.pack(number, offset, len(plain), crc, codec)
+    head = PIECE.pack(number, offset, len(plain), check, codec | XXH3 if quick else codec)
     started = time.perf_counter()
     if codec == PLAIN:
         frames.send_piece(head, frame)
     else:
         frames.send(b"R", head, data)
     packing.sent(time.perf_counter() - started)
-    return crc
+    return check
 
 
 def send_bundle(frames: Frames, packing: Packing, root: str, paths: List[str]) -> List[List[Any]]:

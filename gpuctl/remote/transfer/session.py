@@ -22,11 +22,11 @@ from gpuctl.remote.transfer.framing import (
     Truncated,
     parse_json,
 )
+from gpuctl.remote.transfer.native import find_zstd
 from gpuctl.remote.transfer.planning import window_rate
-from gpuctl.remote.transfer.zstd import find_zstd
 
 _PACKAGE = "gpuctl.remote.transfer"
-_MODULES = ("zstd", "framing", "reading", "landing", "far_side")  # imports point to the left
+_MODULES = ("native", "framing", "reading", "landing", "far_side")  # imports point to the left
 _EXIT_SECONDS = 10.0
 _TOO_OLD = 83  # our own exit code: python3 is there, but older than 3.8
 _NO_PYTHON = (126, 127, _TOO_OLD)

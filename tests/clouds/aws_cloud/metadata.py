@@ -1,0 +1,81 @@
+"""The instance metadata service of one machine (IMDSv2)."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import datetime
+from typing import Any
+
+from providers.base import Clock
+from tests.clouds.http_cloud import HttpCloud, Reply, Request, route
+
+_TEXT = {"Content-Type": "text/plain"}
+_LONGEST = 21600
+
+
+class Metadata(HttpCloud):
+    """What 169.254.169.254 answers there.
+
+    Attributes:
+        tokens_expire: after so many seconds, whatever TTL was asked for; None: as asked for.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock=clock)
+        self.facts: dict[str, str] = {}
+        self.tags: dict[str, str] | None = None  # None: InstanceMetadataTags is not enabled
+        self.user_data = b""
+        self.tokens_expire: float | None = None
+        self._tokens: dict[str, float] = {}
+        self._action: datetime | None = None
+        self._rebalance: datetime | None = None
+
+    def announce(self, when: datetime) -> None:
+        """The machine will be taken away then."""
+        self._action = when
+
+    def recommend(self, when: datetime) -> None:
+        """It is at risk of being taken away."""
+        self._rebalance = when
+
+    @route("PUT", "/latest/api/token")
+    def token(self, request: Request) -> Reply:
+        """A token that lives as long as was asked for."""
+        ttl = request.headers.get("x-aws-ec2-metadata-token-ttl-seconds", "")
+        if not ttl.isdecimal() or not 1 <= int(ttl) <= _LONGEST:
+            return Reply(400, b"", _TEXT)
+        token = secrets.token_urlsafe(24)
+        lives = float(ttl) if self.tokens_expire is None else self.tokens_expire
+        self._tokens[token] = self.clock.monotonic() + lives
+        return Reply(200, token.encode(), _TEXT)
+
+    @route("GET", "/latest/{kind}/?(?P<path>.*)")
+    def read(self, request: Request, kind: str, path: str) -> Reply:
+        """Whatever there is for a valid token."""
+        given = request.headers.get("x-aws-ec2-metadata-token", "")
+        if self._tokens.get(given, 0.0) <= self.clock.monotonic():
+            return Reply(401, b"", _TEXT)
+        found: Any = None
+        if kind == "user-data":
+            found = self.user_data or None
+        elif kind == "meta-data":
+            found = self._read(path)
+        if found is None:
+            return Reply(404, b"", _TEXT)
+        if isinstance(found, dict):
+            return Reply(200, found)
+        return Reply(200, found if isinstance(found, bytes) else str(found).encode(), _TEXT)
+
+    def _read(self, path: str) -> Any:
+        if path == "spot/instance-action" and self._action is not None:
+            return {"action": "terminate", "time": _stamp(self._action)}
+        if path == "events/recommendations/rebalance" and self._rebalance is not None:
+            return {"noticeTime": _stamp(self._rebalance)}
+        if path.startswith("tags/instance") and self.tags is not None:
+            name = path.removeprefix("tags/instance").strip("/")
+            return self.tags.get(name) if name else "\n".join(self.tags)
+        return self.facts.get(path)
+
+
+def _stamp(when: datetime) -> str:
+    return f"{when:%Y-%m-%dT%H:%M:%SZ}"
