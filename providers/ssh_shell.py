@@ -82,7 +82,7 @@ class Shell:
         self._entry = entry
         self._home = home
         self._environ = {name: environ[name] for name in _PASSED_ON if name in environ}
-        self._config = environ.get("GPUCTL_SSH_CONFIG")
+        self._config = _config_file(environ)
         self._keys: tuple[str, ...] = ()
 
     def ask(self, order: Mapping[str, Any], *, timeout: float) -> dict[str, Any]:
@@ -275,6 +275,20 @@ class Shell:
             )
         except FileNotFoundError as error:
             raise InvalidRequest(_NO_SSH) from error
+
+
+def _config_file(environ: Mapping[str, str]) -> str | None:
+    """The configuration that is not the one that ssh finds by itself; None for that one.
+
+    ssh takes the home folder from the system's list of users, everything else here from HOME.
+    """
+    if given := environ.get("GPUCTL_SSH_CONFIG"):
+        return str(Path(given).expanduser())
+    home = environ.get("HOME")
+    if not home or Path(home) == Path(pwd.getpwuid(os.getuid()).pw_dir):
+        return None
+    file = Path(home) / ".ssh" / "config"
+    return str(file) if file.is_file() else None
 
 
 _NO_SSH = "There is no ssh on this computer. Install OpenSSH's client; the ssh provider uses it."

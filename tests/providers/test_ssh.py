@@ -418,6 +418,20 @@ def test_names_of_the_ssh_configuration(hosts: Hosts) -> None:
     ) or (one.log.count("Accepted publickey") >= 2)
 
 
+def test_the_configuration_below_home_counts(hosts: Hosts) -> None:
+    one = hosts.servers["one"]
+    folder = hosts.folder / ".ssh"
+    folder.mkdir()
+    (folder / "config").write_text(
+        f"Host near\n  HostName 127.0.0.1\n  Port {one.port}\n  User {one.access.user}\n"
+        f"  IdentityFile {hosts.home()}/ssh/id_ed25519\n"
+    )
+    environ = {**hosts.environ(), "GPUCTL_SSH_HOSTS": "near"}
+    del environ["GPUCTL_SSH_CONFIG"]
+    provider = SshProvider.from_environment(environ, home=hosts.home(), clock=SystemClock())
+    assert [offer.region for offer in provider.offers(Want(disk_gb=1))] == ["near"]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -15,7 +15,7 @@ import stat
 import sys
 import threading
 import time
-from typing import Any, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 from gpuctl.remote.transfer.framing import (
     BEAT,
@@ -66,7 +66,7 @@ class FarSide:
         self._bases: Dict[int, Tuple[int, os.stat_result]] = {}
         self._signing: queue.Queue[Tuple[int, int, int]] = queue.Queue()
         self._signer: Any = None
-        self._handlers = {
+        self._handlers: Dict[bytes, Callable[[Any], Any]] = {
             b"H": self._hello,
             b"N": lambda _: self._beat(),
             b"M": lambda said: self._receiver.folders(said),

@@ -311,8 +311,8 @@ class Pull:
             return
         large = job.large
         said = {"id": large.number, "path": large.file.path, "dense": large.dense}
-        said["quick"] = find_xxh3() is not None
-        session.frames.send_json(b"P", {**said, "offset": job.offset, "length": job.length})
+        said |= {"offset": job.offset, "length": job.length, "quick": find_xxh3() is not None}
+        session.frames.send_json(b"P", said)
 
     def _take_bundle(self, session: Session, receiver: Receiver, job: list[File]) -> None:
         kind, payload = session.receive()

@@ -219,8 +219,8 @@ class Push:
         control.frames.send_json(b"S", {**said, "block": block_size(large.file.size)})
 
     def _opening(self, large: Large) -> dict[str, object]:
-        size = large.file.size
-        return {"id": large.number, "path": large.file.path, "size": size, "adopt": False}
+        file = large.file
+        return {"id": large.number, "path": file.path, "size": file.size, "adopt": False}
 
     def _match(self, control: Session, large: Large) -> None:
         """Compare with what is there; what it lacks is sent, what it has copied, at once."""
@@ -330,10 +330,8 @@ class Push:
             self._sent[0] += 1
             self._sent[1] += large.size
         file = large.file
-        said = {"id": large.number, "path": file.path, "size": large.size}
-        control.frames.send_json(
-            b"F", {**said, "mode": file.mode & 0o777, "mtime_ns": file.mtime_ns}
-        )
+        said = {"mode": file.mode & 0o777, "mtime_ns": file.mtime_ns, "size": large.size}
+        control.frames.send_json(b"F", {**said, "id": large.number, "path": file.path})
         with self._crew.changed:
             self._crew.changed.notify_all()
 
@@ -349,7 +347,11 @@ class Push:
             kind, payload = session.receive()
             try:
                 if kind == b"s":
-                    self._take_signatures(payload)
+                    number, last = SIGNED.unpack_from(payload)
+                    batch = None if last else bytes(payload[SIGNED.size :])
+                    with self._crew.changed:
+                        self._signatures[number].append(batch)
+                        self._crew.changed.notify_all()
                 elif kind == b"a":
                     if session is not control:
                         self._part_arrived(control, self._large[ACK.unpack(payload)[0]])
@@ -367,12 +369,6 @@ class Push:
                     raise Broken(f"an unknown frame {kind!r}")
             except (Broken, KeyError, IndexError, TypeError, ValueError, struct.error) as error:
                 raise session.nonsense(str(error)) from error
-
-    def _take_signatures(self, payload: Data) -> None:
-        number, last = SIGNED.unpack_from(payload)
-        with self._crew.changed:
-            self._signatures[number].append(None if last else bytes(payload[SIGNED.size :]))
-            self._crew.changed.notify_all()
 
     def _said_all(self, files: int, size: int) -> None:
         with self._crew.changed:
