@@ -8,13 +8,15 @@ DEMO_HOME := $(CURDIR)/.make/demo-home
 PYTEST_FLAGS :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint test-slow bench clean installed-run installed-dev
+.PHONY: help demo test lint test-slow conformance clouds bench clean installed-run installed-dev
 
 help:
 	@echo "make demo       a real training on this computer, its machine taken away in the middle"
 	@echo "make test       lint and all quick tests"
 	@echo "make lint       ruff and mypy"
 	@echo "make test-slow  the tests that take minutes"
+	@echo "make conformance  the emulated clouds against the vendors' own clients"
+	@echo "make clouds     emulated clouds on this computer, to rehearse on"
 	@echo "make bench      the benchmarks"
 	@echo "make clean      remove what can be made again, except .venv"
 
@@ -28,7 +30,7 @@ demo: installed-run
 	GPUCTL_HOME="$(DEMO_HOME)" $(BIN)/gpuctl audit
 
 test: lint
-	$(BIN)/pytest -n 2 -m "not slow" $(PYTEST_FLAGS)
+	$(BIN)/pytest -n 2 -m "not slow and not conformance" $(PYTEST_FLAGS)
 
 lint: installed-dev
 	$(BIN)/ruff check .
@@ -36,7 +38,15 @@ lint: installed-dev
 	$(BIN)/mypy
 
 test-slow: installed-dev
-	$(BIN)/pytest -m slow $(PYTEST_FLAGS)
+	$(BIN)/pytest -m "slow and not conformance" $(PYTEST_FLAGS)
+
+# The emulated clouds against the vendors' own clients; makes environments for them below .make/.
+conformance: installed-dev
+	$(BIN)/pytest -m conformance $(PYTEST_FLAGS)
+
+# Emulated clouds to try things on: prints what to export, and runs until Ctrl-C.
+clouds: installed-dev
+	@$(BIN)/python -m tests.clouds
 
 bench: installed-dev
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done

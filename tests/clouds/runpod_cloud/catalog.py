@@ -36,7 +36,9 @@ class GpuRow:
         return self.secure if cloud == "SECURE" else self.community
 
 
-def _row(id: str, name: str, memory: int, secure: str, community: str = "", most: int = 8) -> GpuRow:
+def _row(
+    id: str, name: str, memory: int, secure: str, community: str = "", most: int = 8
+) -> GpuRow:
     return GpuRow(
         id,
         name,
