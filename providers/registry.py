@@ -18,6 +18,10 @@ ENTRY_POINT_GROUP = "gpuctl.providers"
 BUILT_IN: Mapping[str, str] = {
     "local": "providers.local:LocalProvider",
     "ssh": "providers.ssh:SshProvider",
+    "aws": "providers.aws:AwsProvider",
+    "vastai": "providers.vastai:VastProvider",
+    "hetzner": "providers.hetzner:HetznerProvider",
+    "runpod": "providers.runpod:RunpodProvider",
 }
 """Name -> "module:class" of the adapters that come with gpuctl. One line a provider."""
 

@@ -77,6 +77,7 @@ def guard_orders(
     end_signal_pid: int | None = None,
     on_lease_end: Literal["end", "finish"] = "end",
     sync_grace_seconds: float = 60,
+    idle_seconds: float | None = None,
 ) -> dict[str, Any]:
     """Return what a guard is told. The hard end can come nearer later, not move away.
 
@@ -84,6 +85,7 @@ def guard_orders(
         end_argv, end_signal_pid: how the machine ends itself; neither: it cannot.
         on_lease_end: "finish" lets a job that runs come to its end first.
         sync_grace_seconds: how long the job's last sync may take then.
+        idle_seconds: the machine ends when nobody has used it for so long; None: it does not.
     """
     end: dict[str, object] = {}
     if end_signal_pid is not None:
@@ -96,6 +98,7 @@ def guard_orders(
         "end": end,
         "on_lease_end": on_lease_end,
         "sync_grace_seconds": sync_grace_seconds,
+        "idle_seconds": idle_seconds,
     }
 
 

@@ -62,6 +62,9 @@ SAMPLE_SECONDS = 10.0
 BEAT_SECONDS = 2.0
 WATCH_POLL_SECONDS = 0.1
 GUARD_POLL_SECONDS = 1.0
+IDLE_LOOK_SECONDS = 15.0
+IDLE_GPU_PERCENT = 5.0  # less than that is a desktop, or a look at nvidia-smi
+IDLE_CPU_SHARE = 0.1  # of one core
 END_RETRY_SECONDS = 5.0
 END_TIMEOUT_SECONDS = 60.0
 LEFTOVER_GRACE_SECONDS = 5.0  # for processes that outlive the command they were started by
@@ -502,6 +505,7 @@ class Guard:
     def __init__(self, folder: Folder, orders: Json) -> None:
         self._folder = folder
         self._lease: Optional[Lease] = None
+        self._idleness: Optional[Idleness] = None
         self._said: Json = {}
         self._facts: Json = {
             "protocol": PROTOCOL,
@@ -539,9 +543,15 @@ class Guard:
         self._finish = orders["on_lease_end"] == "finish"
         self._sync_grace = float(orders["sync_grace_seconds"])
         self._retry = float(orders.get("end_retry_seconds", END_RETRY_SECONDS))
+        idle = orders.get("idle_seconds")
+        if idle is None:
+            self._idleness = None
+        elif self._idleness is None or self._idleness.limit != idle:
+            self._idleness = Idleness(idle)
         self._facts.update(
             on_lease_end=orders["on_lease_end"],
             sync_grace_seconds=self._sync_grace,
+            idle_seconds=idle,
             order=orders["order"],
         )
 
@@ -570,6 +580,9 @@ class Guard:
         if self._lease is None:
             return True
         left, hard_left = self._lease.left()
+        if self._idleness is not None and self._idleness.is_over():
+            self._facts["idle"] = True
+            return True
         lives = self._finish and self._job_lives()
         if guard_decision(left, hard_left, self._finish, lives) == "end":
             return True
@@ -2531,6 +2544,91 @@ def probe(path: str) -> Json:
     }
 
 
+# ============================================================== idleness
+
+
+class Idleness:
+    """Whether nobody has used the machine for a while.
+
+    Used means: somebody is logged in, a GPU works, or, where there is no GPU, a processor does.
+    """
+
+    def __init__(self, limit: float, in_use: Optional[Callable[[], bool]] = None) -> None:
+        self.limit = limit
+        self._in_use = in_use or InUse()
+        self._used_at = self._looked_at = ticks()
+
+    def is_over(self) -> bool:
+        now = ticks()
+        if now - self._looked_at >= min(IDLE_LOOK_SECONDS, self.limit / 4):
+            self._looked_at = now
+            try:
+                used = self._in_use()
+            except Exception:  # what cannot be seen counts as used; the lease still ends it
+                used = True
+            if used:
+                self._used_at = now
+        return now - self._used_at >= self.limit
+
+
+class InUse:
+    """Looks at logins, GPUs and, where there is none, at processors."""
+
+    def __init__(self) -> None:
+        self._at = ticks()
+        self._spent = processor_seconds()
+
+    def __call__(self) -> bool:
+        before, self._at = self._at, ticks()
+        spent, self._spent = self._spent, processor_seconds()
+        if somebody_is_logged_in():
+            return True
+        gpus = query_gpus(["utilization.gpu"], 5.0)
+        if gpus:
+            return any((number(util) or 0) >= IDLE_GPU_PERCENT for (util,) in gpus)
+        if spent is None or self._spent is None:
+            return os.getloadavg()[0] >= 2 * IDLE_CPU_SHARE
+        worked = sum(seconds - spent.get(pid, 0.0) for pid, seconds in self._spent.items())
+        return worked >= IDLE_CPU_SHARE * max(self._at - before, 0.1)
+
+
+def process_stats() -> Iterator[Tuple[int, str, List[str]]]:
+    """Yield (pid, name, fields from the state on) of every process in /proc."""
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError, ValueError):
+                with open(f"/proc/{entry}/stat", errors="replace") as file:
+                    head, _, rest = file.read().rpartition(")")
+                yield int(entry), head.partition("(")[2], rest.split()
+
+
+def processor_seconds() -> Optional[Dict[int, float]]:
+    """Seconds of processor by pid, ours left out; None where nothing tells."""
+    if not os.path.exists("/proc/self/stat"):
+        return None
+    tick = os.sysconf("SC_CLK_TCK")
+    return {
+        pid: (int(fields[11]) + int(fields[12])) / tick
+        for pid, _, fields in process_stats()
+        if pid != os.getpid()
+    }
+
+
+def somebody_is_logged_in() -> bool:
+    """Whether a terminal or an SSH session is open."""
+    if not os.path.exists("/proc/self/stat"):
+        return bool(run_tool(["who"], 5.0).strip())
+    names, parents = {}, {}
+    for pid, name, fields in process_stats():
+        if fields[4] != "0":  # its terminal
+            return True
+        names[pid], parents[pid] = name, int(fields[1])
+    return any(
+        name.startswith("sshd") and names.get(parents[pid], "").startswith("sshd")
+        for pid, name in names.items()
+    )
+
+
 # ============================================================== restore
 
 
@@ -2792,6 +2890,12 @@ def seconds_of(value: Any, what: str) -> float:
     return float(value)
 
 
+def checked_idle(given: Json) -> Optional[float]:
+    """Return after how many idle seconds the machine ends; None for never."""
+    idle = given.get("idle_seconds")
+    return None if idle is None else seconds_of(idle, "idle_seconds")
+
+
 def checked_orders(given: Json) -> Json:
     """Return what the guard needs, checked.
 
@@ -2819,6 +2923,7 @@ def checked_orders(given: Json) -> Json:
         "on_lease_end": mode,
         "sync_grace_seconds": seconds_of(given.get("sync_grace_seconds", 60), "sync_grace_seconds"),
         "end_retry_seconds": seconds_of(retry, "end_retry_seconds"),
+        "idle_seconds": checked_idle(given),
         "order": os.urandom(8).hex(),
     }
 

@@ -65,6 +65,8 @@ class GuardState(_Answer):
     lease_until: float | None = None
     hard_end: float | None = None
     on_lease_end: str | None = None
+    idle_seconds: float | None = None
+    idle: bool = False  # it ended the machine because nobody used it
     end_tries: int = 0
     end_error: str | None = None
 

@@ -35,6 +35,8 @@ from gpuctl.policy import choose
 from gpuctl.quantities import format_duration, format_money
 from providers.base import Offer
 
+_SHORTEST_IDLE = timedelta(minutes=1)
+
 
 @click.command(
     epilog=example(
@@ -53,6 +55,11 @@ from providers.base import Offer
     help="How long it lives without `gpuctl extend`.",
 )
 @click.option(
+    "--idle",
+    type=DURATION,
+    help="End it when nobody was logged in and its GPU did nothing for so long.",
+)
+@click.option(
     "--max-hours",
     type=click.FloatRange(0, 8784, min_open=True),
     default=24.0,
@@ -67,6 +74,7 @@ def provision(
     offer_id: str | None,
     name: str | None,
     lease: timedelta,
+    idle: timedelta | None,
     max_hours: float,
     image: str | None,
     yes: bool,
@@ -78,7 +86,7 @@ def provision(
     fails on the way, it is released again.
     """
     require_answer(yes, "provision")
-    need = _need(chosen, name, lease, max_hours, image)
+    need = _need(chosen, name, lease, idle, max_hours, image)
     with Terminal() as terminal, opened(terminal.say) as fleet:
         offers = _offers(fleet, terminal, chosen, offer_id, image)
         most = offers[0].price_hour * round(need.max_duration.total_seconds()) / 3600
@@ -98,8 +106,15 @@ def provision(
 
 
 def _need(
-    chosen: Filters, name: str | None, lease: timedelta, max_hours: float, image: str | None
+    chosen: Filters,
+    name: str | None,
+    lease: timedelta,
+    idle: timedelta | None,
+    max_hours: float,
+    image: str | None,
 ) -> Need:
+    if idle is not None and idle < _SHORTEST_IDLE:
+        raise UsageError(f"--idle: at least {format_duration(_SHORTEST_IDLE)}")
     if lease.total_seconds() < SHORTEST_LEASE_SECONDS:
         raise UsageError(f"--lease: at least {SHORTEST_LEASE_SECONDS:g}s")
     if name is not None and not slug(name, fallback=""):
@@ -112,6 +127,7 @@ def _need(
         disk_gb=chosen.disk_gb,
         image=image,
         max_price_hour=chosen.max_price,
+        idle_seconds=None if idle is None else idle.total_seconds(),
     )
 
 

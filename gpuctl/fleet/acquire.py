@@ -60,6 +60,7 @@ class Need:
     image: str | None = None
     max_price_hour: Decimal | None = None
     rehearsal: Rehearsal | None = None
+    idle_seconds: float | None = None  # end it when nobody has used it for so long
 
 
 def acquire(

@@ -18,12 +18,14 @@ def armed_agent(
     lease_seconds: float,
     *,
     on_lease_end: Literal["end", "finish"] = "end",
+    idle_seconds: float | None = None,
 ) -> tuple[AgentClient, Probe]:
     """Send the agent and have it guard the lease; return it, and the facts of the machine.
 
     Args:
         folder: of the agent, relative to the machine's home.
         on_lease_end: "finish" lets a job that runs come to its end first.
+        idle_seconds: end the machine when nobody has used it for so long.
 
     Raises:
         RemoteError: the machine does not answer, or has no Python for the agent.
@@ -41,6 +43,7 @@ def armed_agent(
             end_signal_pid=end.signal_pid,
             on_lease_end=on_lease_end,
             sync_grace_seconds=sync_grace(lease_seconds),
+            idle_seconds=idle_seconds,
         ),
         machine=row.name,
     )

@@ -143,7 +143,11 @@ def _handed_over(
     waiting = replace(fleet, clock=_Interruptible(fleet.clock, pause))
     ready = make_ready(waiting, row, machine)
     pause(0)
-    agent, facts = armed_agent(ready, row, AGENT_FOLDER, need.lease_seconds)
+    agent, facts = armed_agent(
+        ready, row, AGENT_FOLDER, need.lease_seconds, idle_seconds=need.idle_seconds
+    )
+    if need.idle_seconds is not None and ready.machine.self_end is None:
+        fleet.say(f"{row.name} cannot end itself: --idle does nothing there, its lease ends it")
     renewal.arm(agent.renew)
     found = len(facts.gpus)
     if found < offer.gpu_count:

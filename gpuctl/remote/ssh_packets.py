@@ -262,11 +262,13 @@ class FastPacketizer(Packetizer):  # type: ignore[misc]  # paramiko has no types
         return plain, end
 
     def _delivered(self, plain: bytes, end: int) -> bool:
-        if self.deliver is None or self.adjust is None or end < _DATA_HEAD.size:
+        if end < _DATA_HEAD.size:
             return False
         _, kind, channel, size = _DATA_HEAD.unpack_from(plain)
         if kind == WINDOW_ADJUST:
-            return self.adjust(channel, size)
+            return self.adjust is not None and self.adjust(channel, size)
+        if self.deliver is None:
+            return False
         if _DATA_HEAD.size + size > end:
             raise SSHException("it sent a packet that claims more data than it has")
         return self.deliver(channel, memoryview(plain)[_DATA_HEAD.size : _DATA_HEAD.size + size])

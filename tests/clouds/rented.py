@@ -86,7 +86,7 @@ class Rented:
     def boot(self) -> None:
         """Start it: processes can run there; nobody answers on its SSH port yet."""
         for name in ("root/.ssh", "var-tmp", "run/sshd", "bin"):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)  # one that was killed boots again
+            (self.folder / name).mkdir(parents=True, exist_ok=True)  # killed ones may boot again
         (self.folder / "run/up").unlink(missing_ok=True)
         (self.folder / "root").chmod(0o700)
         (self.folder / "root/.ssh").chmod(0o700)
@@ -118,6 +118,7 @@ class Rented:
         elif not key.exists():
             argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)]
             subprocess.run(argv, check=True, timeout=_SECONDS)
+        seen = self._given(self.env if self.login_env is None else self.login_env)
         lines = [
             f"Port {self._sshd_port}",
             "ListenAddress 127.0.0.1",
@@ -129,7 +130,7 @@ class Rented:
             "PermitRootLogin yes",
             "UseDNS no",
             "Subsystem sftp internal-sftp",
-            "SetEnv " + " ".join(shlex.quote(f"{k}={v}") for k, v in self._login_environment.items()),
+            "SetEnv " + " ".join(shlex.quote(f"{k}={v}") for k, v in seen.items()),
         ]
         config = self.folder / "sshd_config"
         config.write_text("\n".join([*lines, ""]))
@@ -199,11 +200,9 @@ class Rented:
 
     def _given(self, env: Mapping[str, str]) -> dict[str, str]:
         path = f"{self.folder / 'bin'}:{_PATH}"
-        return {"PATH": path, "HOME": "/root", "USER": "root", "LANG": "C.UTF-8", **env}
-
-    @property
-    def _login_environment(self) -> dict[str, str]:
-        return self._given(self.env if self.login_env is None else self.login_env)
+        # What pip installs goes into the machine's own /root, not into this computer.
+        own = {"PATH": path, "HOME": "/root", "USER": "root", "LANG": "C.UTF-8", "PIP_USER": "1"}
+        return {**own, **env}
 
     # ------------------------------------------------------------------ the network
 

@@ -58,7 +58,7 @@ class StubAgent:
 def agent(monkeypatch: pytest.MonkeyPatch) -> StubAgent:
     stub = StubAgent()
     monkeypatch.setattr(phase, "make_ready", lambda _f, _r, m: Ready(m, StubConnection()))
-    monkeypatch.setattr(phase, "armed_agent", lambda *_: stub.armed())
+    monkeypatch.setattr(phase, "armed_agent", lambda *_, **__: stub.armed())
     monkeypatch.setattr(phase, "ensure_watchdog", lambda *_: this_process("watchdog"))
     return stub
 
@@ -107,7 +107,7 @@ def test_an_unfit_machine_is_released_and_the_next_is_tried(
     readiness(monkeypatch, trouble)
     if trouble is None:  # it answers, and has fewer GPUs than were paid for
         counts = iter([0, 1])
-        monkeypatch.setattr(phase, "armed_agent", lambda *_: StubAgent(next(counts)).armed())
+        monkeypatch.setattr(phase, "armed_agent", lambda *_, **__: StubAgent(next(counts)).armed())
     done = provision(fleet, two(cloud), NEED, pause=go)
     assert cloud.books()[:2] == (2, 1)
     assert done.row.offer_id == "o2"

@@ -367,9 +367,7 @@ def test_cards_are_offered_as_they_are(gpu_host: Hosts) -> None:
     assert "1 of its RTX-4090 idle" in both.note
     assert "load" in both.note
     assert both.price_hour == Decimal("0.35")
-    with pytest.raises(
-        NoCapacity, match=r"gpubox has RTX-4090, RTX-4090, A100-40GB-SXM, \d"
-    ):
+    with pytest.raises(NoCapacity, match=r"gpubox has RTX-4090, RTX-4090, A100-40GB-SXM, \d"):
         provider.offers(Want(gpus=("RTX-4090",), gpu_count=3, disk_gb=1))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuctl.remote.ssh_channel import WINDOW, Broken, CommandChannel, Refused, signal_code
+from tests.waiting import until
 
 
 @dataclass
@@ -123,6 +125,18 @@ def test_an_exit_code_outlives_the_link() -> None:
     channel.on_exit(3)
     channel._unlink()
     assert channel.wait_exit(NOW) == 3
+
+
+def test_a_writer_waits_for_room_that_is_worth_it_but_not_for_ever() -> None:
+    channel, wire = opened(window=8000)
+    channel._out_window = 0
+    writer = threading.Thread(target=channel.write, args=(memoryview(bytes(4000)), 5))
+    writer.start()
+    channel.on_window(100)  # not worth a packet yet, and all that ever comes for a while
+    assert until(lambda: wire.data == [(9, bytes(100))], 5)
+    channel.on_window(3900)
+    writer.join(5)
+    assert wire.data == [(9, bytes(100)), (9, bytes(3900))]
 
 
 def test_deadlines() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import threading
 from collections.abc import Callable
 
@@ -15,7 +16,7 @@ from paramiko.message import Message
 from paramiko.packet import Packetizer
 from paramiko.ssh_exception import SSHException
 
-from gpuctl.remote.ssh_packets import DATA, FastPacketizer
+from gpuctl.remote.ssh_packets import DATA, WINDOW_ADJUST, FastPacketizer
 from tests.waiting import until
 
 KEY, IV = bytes(range(16)), bytes(range(12))
@@ -117,6 +118,18 @@ def test_data_that_nobody_takes_goes_the_usual_way() -> None:
         ends.sender.send_data(3, memoryview(b"abc"), 1000)
         kind, message = ends.receiver.read_message()
         assert (kind, message.get_int(), message.get_binary()) == (DATA, 3, b"abc")
+
+
+def test_windows_are_told_at_once_or_go_the_usual_way() -> None:
+    with Ends(FastPacketizer, FastPacketizer) as ends:
+        told: list[tuple[int, int]] = []
+        ends.receiver.adjust = lambda channel, more: told.append((channel, more)) or channel == 3
+        for channel in (3, 4):
+            payload = bytes([WINDOW_ADJUST]) + struct.pack(">II", channel, 1 << 21)
+            ends.sender.send_message(Message(payload))
+        kind, message = ends.receiver.read_message()
+        assert (kind, message.get_int(), message.get_int()) == (WINDOW_ADJUST, 4, 1 << 21)
+        assert told == [(3, 1 << 21), (4, 1 << 21)]
 
 
 @settings(deadline=None, max_examples=60)

@@ -270,8 +270,3 @@ class Packing:
             return packed
         packer = zlib.compressobj(way[1], zlib.DEFLATED, 15, 9, way[2])
         return packer.compress(plain) + packer.flush()
-
-    def close(self) -> None:
-        """Give memory back."""
-        if self._zstd:
-            self._zstd.close()

@@ -49,11 +49,10 @@ class Zstd:
         del plain[size:]
         return plain
 
-    def close(self) -> None:
-        """Give the memory back."""
+    def __del__(self) -> None:
+        """Give the memory back that Python knows nothing of."""
         if self._packing is not None:
             self._library.ZSTD_freeCCtx(self._packing)  # a c_void_p
-            self._packing = None
 
 
 def _at(ctypes: Any, data: Any) -> Any:

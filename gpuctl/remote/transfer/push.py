@@ -230,8 +230,8 @@ class Push:
         try:
             moves = large.base == "target"
             there = large.size_there if moves else large.file.size
-            block = block_size(large.file.size)
-            matcher = Matcher(handle, large.file.size, there, block, moves)
+            size, block = large.file.size, block_size(large.file.size)
+            matcher = Matcher(handle, size, there, block, moves)
             end = 0
             while (batch := self._signed(large)) is not None:
                 fresh = list(matcher.feed(batch))
@@ -241,7 +241,7 @@ class Push:
                 end = fresh[-1].ours + fresh[-1].length if fresh else end
                 if moves and fresh:
                     self._have_copied(control, large, fresh)
-            self._add_parts(large, planning.parts(0, [(end, large.file.size)]))
+            self._add_parts(large, planning.parts(0, [(end, size)]))
         finally:
             os.close(handle)
 
@@ -251,9 +251,8 @@ class Push:
         control.frames.send_json(b"Y", said)
 
     def _signed(self, large: Large) -> bytes | None:
-        waiting = self._signatures[large.number]
-        self._crew.wait_for(lambda: bool(waiting))
-        return waiting.popleft()
+        self._crew.wait_for(lambda: bool(self._signatures[large.number]))
+        return self._signatures[large.number].popleft()
 
     # ------------------------------------------------------------------ sending
 

@@ -41,6 +41,7 @@ def seed(account: str, region: str) -> None:
     backend = ec2_backends[account][region]
     if any(isinstance(ami, Image) for ami in backend.amis.values()):
         return
+    ssm_backends[account][region]._parameters.latest_amis_loaded = True  # ours instead of moto's
     for arch in ("x86_64", "arm64"):
         for title, os in (
             ("Ubuntu 24.04", "ubuntu-24.04"),
@@ -107,9 +108,8 @@ def _name(account: str, region: str, name: str, value: str) -> None:
             description=None,
             allowed_pattern=None,
             keyid=None,
-            last_modified_date=datetime(2026, 7, 17, tzinfo=UTC).timestamp(),
+            last_modified_date=datetime(2026, 7, 17, tzinfo=UTC),
             version=1,
             data_type="text",
-            tags=[],
         )
     )

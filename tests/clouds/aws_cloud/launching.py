@@ -78,9 +78,7 @@ def run_instances(cloud: AwsCloud, region: str, params: dict[str, str]) -> Reply
     if type_name not in INSTANCE_TYPES:
         raise Refused("InvalidInstanceType", f"Invalid value '{type_name}' for InstanceType.")
     if params.get("DryRun") == "true":
-        raise Refused(
-            "DryRunOperation", "Request would have succeeded, but DryRun flag is set."
-        )
+        raise Refused("DryRunOperation", "Request would have succeeded, but DryRun flag is set.")
     token = params.get("ClientToken", "")
     place = f"{region}/{zone if zonal else ''}"
     told = {k: v for k, v in params.items() if k != "ClientToken"}
@@ -197,9 +195,7 @@ def _zone(cloud: AwsCloud, region: str, params: Mapping[str, str]) -> tuple[str,
     if subnet:
         found = next((each for each in subnets if each.id == subnet), None)
         if found is None:
-            raise Refused(
-                "InvalidSubnetID.NotFound", f"The subnet ID '{subnet}' does not exist"
-            )
+            raise Refused("InvalidSubnetID.NotFound", f"The subnet ID '{subnet}' does not exist")
     else:
         own = [s for s in subnets if s.default_for_az and zone in (None, s.availability_zone)]
         if not own:
@@ -258,6 +254,7 @@ def _register(
     now = cloud.clock.now()
     backend = ec2_backends[cloud.account][region]
     instance = backend.get_instance(instance_id)
+    instance.launch_time = now.replace(tzinfo=None)
     own = tags(params)
     for nic in instance.nics.values():
         nic.public_ip = None  # it comes with running

@@ -13,7 +13,7 @@ from providers.reference.ec2 import EC2
 LINUX = "Linux/UNIX"
 SPOT, ON_DEMAND = "spot", "on-demand"
 _CPU_HOUR = {"c": "0.044625", "m": "0.0504", "r": "0.06615", "t": "0.0416"}  # a vCPU
-_CPU_COUNT = {"large": 2, "xlarge": 4, "medium": 2}
+_CPU_COUNT = {"nano": 2, "micro": 2, "small": 2, "medium": 2, "large": 2, "xlarge": 4}
 _SPOT_PART = Decimal("0.4")
 GP3_MONTH = Decimal("0.08")  # USD for a GB
 ADDRESS_HOUR = Decimal("0.005")
@@ -70,9 +70,10 @@ class Market:
         if type_name in _GPU_PRICES:
             return _GPU_PRICES[type_name]
         family, _, size = type_name.partition(".")
-        if family[:1] not in _CPU_HOUR or "metal" in size:
+        number = size.removesuffix("xlarge")
+        count = _CPU_COUNT.get(size) or (4 * int(number) if number.isdecimal() else 0)
+        if family[:1] not in _CPU_HOUR or "metal" in size or not count:
             return None
-        count = _CPU_COUNT.get(size) or 4 * int(size.removesuffix("xlarge") or 1)
         return Decimal(_CPU_HOUR[family[0]]) * count
 
     def spot_changes(self, type_name: str, zone: str) -> list[tuple[datetime, Decimal]]:

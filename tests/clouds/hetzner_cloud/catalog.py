@@ -81,6 +81,7 @@ class Catalog:
     ipv4_month: Decimal = Decimal("0.50")
     volume_gb_month: Decimal = Decimal("0.0572")
     image_gb_month: Decimal = Decimal("0.0143")
+    _made: dict[tuple[object, ...], list[Json]] = field(default_factory=dict)
 
     def month(self, name: str, location: str) -> Decimal:
         """Net a month of a server."""
@@ -93,12 +94,15 @@ class Catalog:
 
     def server_types(self) -> list[Json]:
         """Every type, in full."""
-        return [self._type(number, row) for number, row in enumerate(_rows(), start=101)]
+        key = (self.currency, self.vat_rate, self.factor, frozenset(self.sold_out))
+        if key not in self._made:
+            self._made[key] = [self._type(at, row) for at, row in enumerate(_rows(), start=101)]
+        return self._made[key]
 
     def server_type(self, wanted: object) -> Json | None:
         """The type of that id or name."""
-        names = (str(wanted),)
-        return next((t for t in self.server_types() if {t["name"], str(t["id"])} & {*names}), None)
+        name = str(wanted)
+        return next((t for t in self.server_types() if name in (t["name"], str(t["id"]))), None)
 
     def pricing(self) -> Json:
         """What /pricing answers."""

@@ -176,7 +176,7 @@ class HetznerCloud(ResourceRoutes):
             headers["Link"] = links
         return Reply(reply.status, reply.body, headers)
 
-    def listing(self, request: Request, kind: str, rows: list[Json]) -> Reply:  # type: ignore[override]
+    def listing(self, request: Request, kind: str, rows: list[Json]) -> Reply:
         """One page of a list."""
         shown, meta = page(request, rows)
         if self.project.switches.partial_list and kind == "servers":

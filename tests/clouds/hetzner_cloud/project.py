@@ -222,6 +222,10 @@ class Project:
             else:
                 address.update(assignee_id=None, assignee_type="unassigned")
 
+    def addresses_of(self, server: int) -> list[Json]:
+        """The primary IPs that a server has."""
+        return [x for x in self.primary_ips.values() if x["assignee_id"] == server]
+
     def drop_address(self, address: Json) -> None:
         self.primary_ips.pop(address["id"])
         if address["type"] == "ipv4":

@@ -31,17 +31,17 @@ def check_labels(labels: object) -> dict[str, str]:
         raise invalid("labels", "must be an object")
     for key, value in labels.items():
         prefix, _, name = str(key).rpartition("/")
-        good = _LABEL_NAME.match(name) and (not prefix or _PREFIX.match(prefix))
+        good = _LABEL_NAME.fullmatch(name) and (not prefix or _PREFIX.fullmatch(prefix))
         if not good or prefix == "hetzner.cloud" or prefix.endswith(".hetzner.cloud"):
             raise invalid("labels", f"label key {key} is not valid")
-        if not isinstance(value, str) or not _LABEL_VALUE.match(value):
+        if not isinstance(value, str) or not _LABEL_VALUE.fullmatch(value):
             raise invalid("labels", f"label value of {key} is not valid")
     return dict(labels)
 
 
 def check_hostname(name: object) -> str:
     """Return a name that a server may have. Raises ApiError (422)."""
-    if not isinstance(name, str) or not _HOST.match(name):
+    if not isinstance(name, str) or not _HOST.fullmatch(name):
         raise invalid("name", "must be a valid hostname")
     return name
 
@@ -53,12 +53,12 @@ def selected(labels: Mapping[str, str], selector: str) -> bool:
 
 def _term(text: str) -> Callable[[Mapping[str, str]], bool]:
     if found := _IN.match(text):
-        values = {value.strip() for value in found["values"].split(",")}
-        wanted = found["verb"] == "in"
-        return lambda labels: (labels.get(found["key"]) in values) is wanted
+        key, verb, listed = found["key"], found["verb"], found["values"]
+        values = {value.strip() for value in listed.split(",")}
+        return lambda labels: (labels.get(key) in values) is (verb == "in")
     if found := _COMPARE.match(text):
-        same = found["verb"] != "!="
-        return lambda labels: (labels.get(found["key"]) == found["value"]) is same
+        key, verb, value = found["key"], found["verb"], found["value"]
+        return lambda labels: (labels.get(key) == value) is (verb != "!=")
     if re.match(r"^!?[A-Za-z0-9./_-]+$", text):
         return lambda labels: (text.lstrip("!") in labels) is not text.startswith("!")
     raise invalid("label_selector", "is malformed")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import secrets
-from collections.abc import Callable
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -29,10 +27,13 @@ class ServerRoutes(HttpCloud):
     """Mixed into the cloud, which has `project` and helpers."""
 
     project: Project
-    listing: Callable[[Request, str, list[Json]], Reply]
-    addresses: itertools.count[int]
 
     def next_address(self) -> str:
+        """An IPv4 address that nothing has."""
+        raise NotImplementedError
+
+    def listing(self, request: Request, kind: str, rows: list[Json]) -> Reply:
+        """One page of a list."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------ reading
@@ -40,8 +41,11 @@ class ServerRoutes(HttpCloud):
     @route("GET", "/v1/servers")
     def server_list(self, request: Request) -> Reply:
         now = self.project.now()
-        rows = [self.told(s) for s in self.project.servers.values() if s.seen_from <= now]
-        return self.listing(request, "servers", filtered(request, rows))
+        seen = [s for s in self.project.servers.values() if s.seen_from <= now]
+        wanted = filtered(request, [s.facts for s in seen])
+        reply = self.listing(request, "servers", wanted)
+        shown = [self.told(self.project.servers[facts["id"]]) for facts in reply.body["servers"]]
+        return Reply(200, {**reply.body, "servers": shown})
 
     @route("GET", "/v1/servers/{id}")
     def server_get(self, request: Request, id: str) -> Reply:
@@ -79,7 +83,7 @@ class ServerRoutes(HttpCloud):
 
     def _public_net(self, server: Server) -> Json:
         project = self.project
-        own = [x for x in project.primary_ips.values() if x["assignee_id"] == server.id]
+        own = project.addresses_of(server.id)
         shown: Json = {"ipv4": None, "ipv6": None, "floating_ips": []}
         for one in own:
             dns = one["dns_ptr"][0]["dns_ptr"] if one["type"] == "ipv4" else []
@@ -307,7 +311,7 @@ class ServerRoutes(HttpCloud):
         project.images[number] = image
         if not backup:
             month = project.catalog.image_gb_month * Decimal(str(size))
-            project.begin_billing("snapshot", number, image["description"], month / 730, month)
+            project.begin_billing("snapshot", number, str(image["description"]), month / 730, month)
         resources = [("server", server.id), ("image", number)]
         action = project.action("create_image", resources, project.pace.other)
         return Reply(201, {"image": image, "action": self.shown_action(action)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from providers.gpus import identify
@@ -15,10 +15,12 @@ _LOOK_SECONDS = 0.05
 _OFFICIAL = "runpod/"
 
 _PROGRAMS = {
+    "python": "#!/bin/sh\nexec python3 \"$@\"\n",  # every PyTorch image has it
     # An image's own package manager and services would be those of this computer.
     "apt-get": "#!/bin/sh\nexit 0\n",
     "apk": "#!/bin/sh\nexit 0\n",
     "service": '#!/bin/sh\n[ "$1 $2" = "ssh start" ] && touch /run/sshd-asked\n',
+    "ssh-keygen": "#!/bin/sh\nexit 0\n",
     "sshd": "#!/bin/sh\ntouch /run/sshd-asked\n",
 }
 
@@ -88,11 +90,10 @@ class Host:
         if not self._ended.wait(self._refused_seconds):
             self._step(self.rented.start_sshd)
 
-    def _step(self, work: object) -> bool:
+    def _step(self, work: Callable[[], object]) -> bool:
         with self._lock:
             if self._ended.is_set():
                 return False
-            assert callable(work)
             work()
             return True
 

@@ -49,7 +49,7 @@ class Legacy:
             name = field.name.value
             given = {
                 one.name.value: value_from_ast_untyped(one.value, dict(variables))
-                for one in field.arguments
+                for one in field.arguments or ()
             }
             try:
                 resolver = getattr(self, f"_{_snake(name)}", None)

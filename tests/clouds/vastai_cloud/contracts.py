@@ -98,19 +98,25 @@ class Contracts:
         self.credit = Decimal(25)
         self.all: dict[int, Contract] = {}
         self.strangers: set[tuple[int, int]] = set()  # (host, GPU) that somebody else has
-        self.api_root = ""
         self._folder = folder
         self._ids = itertools.count(20_000_001)
         self._plan: list[tuple[datetime, int, Callable[[], None]]] = []
         self._order = itertools.count()
+        self._at: datetime | None = None
 
     # ------------------------------------------------------------------ time
 
     def tick(self) -> None:
         """Let everything happen that is due."""
         while self._plan and self._plan[0][0] <= self.clock.now():
-            heapq.heappop(self._plan)[2]()
+            self._at, _, step = heapq.heappop(self._plan)
+            step()
+            self._at = None
         self._check_credit()
+
+    def _now(self) -> datetime:
+        """The moment that a step was due, however late it is taken."""
+        return self._at or self.clock.now()
 
     def _after(self, seconds: float, contract: Contract, step: Callable[[Contract], None]) -> None:
         turn = contract.turn
@@ -120,7 +126,7 @@ class Contracts:
                 step(contract)
                 self._meter(contract)
 
-        at = self.clock.now() + timedelta(seconds=seconds)
+        at = self._now() + timedelta(seconds=seconds)
         heapq.heappush(self._plan, (at, next(self._order), happen))
 
     # ------------------------------------------------------------------ the market
@@ -238,7 +244,7 @@ class Contracts:
     def _run(self, contract: Contract) -> None:
         times = self.switches.times
         contract.actual = "running"
-        contract.started = self.clock.now()
+        contract.started = self._now()
         contract.status_msg = f"success, running {contract.body.get('image')}/ssh"
         if self._folder is not None:
             self._boot(contract)
@@ -288,6 +294,7 @@ class Contracts:
 
     def outbid(self, id: int) -> None:
         """Somebody else bids more."""
+        self.tick()
         contract = self.all[id]
         assert contract.bid is not None, "on-demand instances are not outbid"
         host = contract.ask.host
@@ -307,6 +314,7 @@ class Contracts:
 
     def host_down(self, id: int, down: bool = True) -> None:
         """The host no longer answers, or does again."""
+        self.tick()
         contract = self.all[id]
         contract.host_down = down
         contract.actual = "offline" if down else "running"
@@ -351,7 +359,7 @@ class Contracts:
     def _meter(self, contract: Contract) -> None:
         thing = self.books.things[str(contract.id)]
         if thing.gone is None and thing.spans[-1].price_hour != contract.rate:
-            self.books.reprice(thing.id, contract.rate, self.clock.now())
+            self.books.reprice(thing.id, contract.rate, self._now())
 
     # ------------------------------------------------------------------ the machine behind it
 

@@ -193,8 +193,11 @@ def _driver_number(version: str) -> int:
 # ---------------------------------------------------------------------------- searching
 
 _CONTROL = frozenset(
-    "order type limit allocated_storage disable_bundling target_reliability extra_ids has_avx "
-    "gpu_option show_incompatible sort_option template_id".split()
+    {
+        *("order", "type", "limit", "allocated_storage", "disable_bundling", "template_id"),
+        *("target_reliability", "extra_ids", "has_avx", "gpu_option", "show_incompatible"),
+        "sort_option",
+    }
 )
 _ALIASES = {
     "reliability2": "reliability",

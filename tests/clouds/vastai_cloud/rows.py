@@ -6,10 +6,13 @@ from typing import Any
 
 from tests.clouds.vastai_cloud.contracts import Contract
 from tests.clouds.vastai_cloud.market import offer_row
+from tests.clouds.vastai_cloud.switches import Switches
+
+_NOBODY = 1  # a port where nothing listens
 
 
-def instance_row(contract: Contract, *, now: float, odd: frozenset[str]) -> dict[str, Any]:
-    """One instance; columns in ``odd`` are null."""
+def instance_row(contract: Contract, switches: Switches, *, now: float) -> dict[str, Any]:
+    """One instance, with all columns."""
     ask = contract.ask
     offered = offer_row(ask, now=now, disk=contract.disk, floor=ask.host.min_bid, rented=True)
     base, storage = float(contract.base), float(contract.storage)
@@ -17,7 +20,7 @@ def instance_row(contract: Contract, *, now: float, odd: frozenset[str]) -> dict
     running = contract.cur == "running"
     row = {
         **{name: value for name, value in offered.items() if name not in _OFFER_ONLY},
-        **_where(contract),
+        **_where(contract, switches),
         "id": contract.id,
         "label": contract.label,
         "actual_status": contract.actual,
@@ -64,12 +67,13 @@ def instance_row(contract: Contract, *, now: float, odd: frozenset[str]) -> dict
         "webpage": None,
         "rentable": False,
     }
-    return {name: None if name in odd else value for name, value in row.items()}
+    return {name: None if name in switches.odd_rows else value for name, value in row.items()}
 
 
-_OFFER_ONLY = frozenset(
-    "ask_contract_id rented gpu_ids gpu_total_ram dph_total_adj discounted_dph_total".split()
-)
+_OFFER_ONLY = {
+    *("ask_contract_id", "rented", "gpu_ids", "gpu_total_ram"),
+    *("dph_total_adj", "discounted_dph_total"),
+}
 
 
 def _env(contract: Contract) -> dict[str, Any]:
@@ -77,12 +81,16 @@ def _env(contract: Contract) -> dict[str, Any]:
     return given if isinstance(given, dict) else {}
 
 
-def _where(contract: Contract) -> dict[str, Any]:
+def _where(contract: Contract, switches: Switches) -> dict[str, Any]:
     """How to reach it, directly and through the proxy."""
     machine, proxy = contract.machine, contract.proxy
     real = machine is not None and machine.alive
     ssh_port = proxy.port if proxy else 10000 + contract.id % 50000
     direct = str(machine.port) if real and machine is not None else str(20000 + contract.id % 9999)
+    if not switches.direct_works:
+        direct = str(_NOBODY)
+    if not switches.proxy_works:
+        ssh_port = _NOBODY
     host = "127.0.0.1" if real else "203.0.113.7"
     return {
         "ssh_host": "127.0.0.1" if real else "ssh4.vast.ai",

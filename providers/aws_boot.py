@@ -1,0 +1,74 @@
+"""What an EC2 machine does when it boots: its user data. Pure, but for the keys it makes.
+
+Nothing here is an account's secret: whoever is on the machine can read its user data. The host
+key is the machine's own, made here so that nobody can stand in for it on the first connection.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+
+POWEROFF = "systemctl poweroff --force || poweroff -f"
+"""EC2 ends a machine that does this (shutdown behaviour "terminate"); `halt` would bill on."""
+
+_TIMER = """\
+left=$(({end} - $(date +%s)))
+[ "$left" -gt 0 ] || left=1
+systemctl stop gpuctl-end.timer 2>/dev/null
+systemd-run --unit=gpuctl-end --on-active="$left"s --timer-property=AccuracySec=1s \
+sh -c '{poweroff}' ||
+  (sleep "$left"; {poweroff}) </dev/null >/dev/null 2>&1 &
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class HostKey:
+    """A machine's own SSH key."""
+
+    private: str
+    public: str  # "ssh-ed25519 AAAA..."
+
+
+def new_host_key() -> HostKey:
+    """Make one."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        NoEncryption,
+        PrivateFormat,
+        PublicFormat,
+    )
+
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    return HostKey(private.decode(), public.decode())
+
+
+def user_data(end: datetime, ssh_public_key: str | None, host_key: HostKey) -> str:
+    """Return the cloud-config of a machine.
+
+    It lets root in with the caller's key alone, gives sshd the host key, keeps the package
+    manager's timers from taking its lock, and ends the machine at its hard end, whoever else has
+    forgotten it. `bootcmd` runs at every boot, before anything is installed.
+    """
+    timer = _TIMER.format(end=int(end.timestamp()), poweroff=POWEROFF)
+    quiet = "apt-daily.timer apt-daily-upgrade.timer unattended-upgrades.service"
+    config = {
+        "disable_root": False,
+        "ssh_authorized_keys": [ssh_public_key] if ssh_public_key else [],
+        "ssh_deletekeys": True,
+        "ssh_keys": {"ed25519_private": host_key.private, "ed25519_public": host_key.public},
+        "bootcmd": [["sh", "-c", timer], ["sh", "-c", f"systemctl disable --now {quiet} || true"]],
+        "write_files": [
+            {
+                # Some images let root in for single commands only.
+                "path": "/etc/ssh/sshd_config.d/00-gpuctl.conf",
+                "content": "PermitRootLogin prohibit-password\n",
+                "permissions": "0644",
+            }
+        ],
+    }
+    return "#cloud-config\n" + json.dumps(config, indent=1)  # JSON is YAML

@@ -1,0 +1,196 @@
+"""Whole jobs on the emulated RunPod, with a real machine behind every pod."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clouds.rented import needs_machines
+from tests.faults.at_runpod import RunpodRehearsal, at_runpod
+from tests.faults.rehearsal import STEPS, TRAIN
+from tests.run.whole_run import Ended, nothing_bills
+from tests.waiting import until
+
+pytestmark = [needs_machines, pytest.mark.timeout(240)]
+
+ROOT = Path(__file__).resolve().parents[2]
+LONG = 200
+GPU = "resources: {gpu: RTX-4090}\n"
+
+
+@pytest.fixture
+def rehearsal(tmp_path: Path) -> Iterator[RunpodRehearsal]:
+    with at_runpod(tmp_path) as made:
+        yield made
+
+
+def run(rehearsal: RunpodRehearsal, spec: str | None = None, *more: str) -> Ended:
+    path = rehearsal.write_spec(spec)
+    arguments = ("run", path, "--provider", "runpod", "--yes", *more)
+    return Ended(*rehearsal.gpuctl(*arguments, seconds=200))
+
+
+def result(rehearsal: RunpodRehearsal) -> str:
+    return (rehearsal.folder / "job/artifacts/result.txt").read_text().strip()
+
+
+def nothing_leaked(rehearsal: RunpodRehearsal) -> None:
+    """Ask the books, the system, `audit`, and the log for keys."""
+    nothing_bills(rehearsal)
+    cloud = rehearsal.cloud
+    assert cloud.books.open() == {}
+    assert all(cloud.key.encode() not in line.body for line in cloud.log)
+    assert all(agent.startswith("gpuctl/") for agent in cloud.agents)
+    assert 429 not in {line.status for line in cloud.log}
+
+
+def test_a_whole_job_on_a_gpu(rehearsal: RunpodRehearsal) -> None:
+    ended = run(rehearsal, GPU + TRAIN.format(steps=STEPS))
+    assert (ended.code, ended.outcomes) == (0, ["completed"]), ended.err
+    assert result(rehearsal) == f"{STEPS} from attempt 1"
+    assert max(one["step"] for one in ended.run["checkpoints"]) == STEPS
+    [receipt] = ended.document["receipts"]
+    assert receipt["confirmed"] is True
+    first, second = receipt["confirmed_by"]
+    assert first["at"] < second["at"]
+    [machine] = [attempt["machine"] for attempt in ended.run["attempts"]]
+    assert (machine["gpu"], machine["gpu_count"]) == ("RTX-4090", 1)
+    assert not rehearsal.cloud.account.machines or not list(
+        rehearsal.cloud.account.machines.iterdir()
+    )
+    nothing_leaked(rehearsal)
+
+
+@pytest.mark.slow
+def test_the_quickstart(rehearsal: RunpodRehearsal) -> None:
+    job = rehearsal.folder / "quickstart"
+    shutil.copytree(ROOT / "examples/quickstart", job, ignore=shutil.ignore_patterns("artifacts"))
+    code, document, err = rehearsal.gpuctl(
+        "run", job / "train.yaml", "--provider", "runpod", "--yes", seconds=200
+    )
+    ended = Ended(code, document, err)
+    assert (code, ended.outcomes) == (0, ["completed"]), err
+    assert ended.run["checkpoints"]
+    assert list(job.glob("artifacts/**/metrics.json"))
+    assert ended.document["receipts"][0]["confirmed"] is True
+    nothing_leaked(rehearsal)
+
+
+@pytest.mark.slow
+def test_provision_reach_terminate(rehearsal: RunpodRehearsal) -> None:
+    code, document, err = rehearsal.gpuctl("quote", "--provider", "runpod", "--gpu", "RTX-4090")
+    assert code == 0, err
+    assert document["offers"][0]["gpu"] == "RTX-4090"
+    code, document, err = rehearsal.gpuctl(
+        "provision", "--provider", "runpod", "--gpu", "RTX-4090", "--yes"
+    )
+    assert code == 0, err
+    name = document["machine"]["name"]
+    code, document, _ = rehearsal.gpuctl("list", "--refresh")
+    assert [one["state"] for one in document["machines"]] == ["ready"]
+    asked = "echo [$RUNPOD_API_KEY]; nvidia-smi --query-gpu=name --format=csv,noheader"
+    code, document, err = rehearsal.gpuctl("exec", name, "--", "sh", "-c", asked)
+    assert document["stdout"] == "[]\nNVIDIA GeForce RTX 4090\n", err
+    ssh = rehearsal.start("ssh", name, "--", "echo", "reached")
+    out, err = ssh.communicate(timeout=30)
+    assert (ssh.returncode, out.strip()) == (0, "reached"), err
+    code, document, err = rehearsal.gpuctl("terminate", name, "--yes")
+    assert (code, document["receipts"][0]["confirmed"]) == (0, True), err
+    nothing_leaked(rehearsal)
+
+
+@pytest.mark.slow
+def test_a_pod_that_is_short_of_gpus_is_given_back_and_the_next_is_taken(
+    rehearsal: RunpodRehearsal,
+) -> None:
+    rehearsal.cloud.switches.fewer_gpus = 1
+    code, document, err = rehearsal.gpuctl(
+        "provision", "--provider", "runpod", "--gpu", "RTX-4090", "--yes"
+    )
+    assert code == 0, err
+    assert "0 GPUs" in err
+    assert list(rehearsal.cloud.books.open().values()) == [document["machine"]["name"]]
+    assert len(rehearsal.cloud.books.things) == 2
+    rehearsal.gpuctl("terminate", "--all", "--yes")
+    nothing_leaked(rehearsal)
+
+
+@pytest.mark.slow
+def test_a_create_whose_answer_is_lost_is_adopted(rehearsal: RunpodRehearsal) -> None:
+    rehearsal.cloud.switches.drop_response = 1
+    ended = run(rehearsal)
+    assert (ended.code, ended.outcomes) == (0, ["completed"]), ended.err
+    assert len(rehearsal.cloud.books.things) == 1
+    nothing_leaked(rehearsal)
+
+
+@pytest.mark.slow
+def test_killed_and_reaped(rehearsal: RunpodRehearsal) -> None:
+    path = rehearsal.write_spec("run: sleep 600\n")
+    process = rehearsal.start("run", path, "--provider", "runpod", "--yes", "--json")
+    assert until(lambda: "run_state:running" in rehearsal.kinds(), 60), rehearsal.kinds()
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=20)
+    rehearsal.kill_watchdog()
+    assert len(rehearsal.cloud.books.open()) == 1
+    code, document, err = rehearsal.gpuctl("reap")
+    assert (code, len(document["reaped"])) == (0, 1), err
+    nothing_leaked(rehearsal)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rights", ["terminate", "stop"])
+def test_when_everything_here_dies_the_pod_ends_itself(
+    rehearsal: RunpodRehearsal, rights: str
+) -> None:
+    """With its own key: deleted where that may do so, else stopped, which costs nothing here."""
+    rehearsal.cloud.switches.scoped_rights = rights  # type: ignore[assignment]
+    path = rehearsal.write_spec("run: sleep 600\n")
+    process = rehearsal.start(
+        "run", path, "--provider", "runpod", "--yes", "--lease", "15s", "--json"
+    )
+    assert until(lambda: "run_state:running" in rehearsal.kinds(), 60), rehearsal.kinds()
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=20)
+    rehearsal.kill_watchdog()
+    [pod] = rehearsal.cloud.account.pods.values()
+    ended = {"terminate": "terminated", "stop": "stopped"}[rights]
+    assert until(lambda: pod.state == ended, 60)
+    books = rehearsal.cloud.books
+    assert books.things[pod.id].spans[-1].price_hour == 0 or books.open() == {}
+    assert rehearsal.machine_processes() == []
+    code, document, err = rehearsal.gpuctl("reap")
+    assert code == 0, (document, err)
+    nothing_leaked(rehearsal)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["externally_terminated", "host_lost"])
+def test_a_pod_that_is_lost_goes_on_from_its_last_checkpoint(
+    rehearsal: RunpodRehearsal, how: str
+) -> None:
+    path = rehearsal.write_spec(TRAIN.format(steps=LONG))
+    process = rehearsal.start("run", path, "--provider", "runpod", "--yes", "--json")
+    assert until(lambda: rehearsal.kinds().count("checkpoint") >= 2, 60), rehearsal.kinds()
+    [pod] = rehearsal.cloud.account.pods.values()
+    getattr(rehearsal.cloud, how)(pod.id)
+    out, err = process.communicate(timeout=200)
+    ended = Ended(process.returncode, json.loads(out), err)
+    assert (ended.code, ended.outcomes) == (0, ["lost", "completed"]), err
+    assert result(rehearsal) == f"{LONG} from attempt 2"
+    assert "restored checkpoint step-" in err
+    nothing_leaked(rehearsal)
+
+
+@pytest.mark.slow
+def test_an_image_of_somebody_elses(rehearsal: RunpodRehearsal) -> None:
+    """What starts its sshd is really run."""
+    spec = "resources: {gpu: RTX-4090, image: 'pytorch/pytorch:2.8.0'}\nrun: echo done\n"
+    ended = run(rehearsal, spec)
+    assert (ended.code, ended.outcomes) == (0, ["completed"]), ended.err
+    nothing_leaked(rehearsal)
