@@ -48,6 +48,7 @@ from providers.base import (
     PriceChanged,
     ProviderError,
     QuotaExceeded,
+    State,
     Want,
 )
 
@@ -309,7 +310,9 @@ class AwsProvider:
         found = []
         for region in self._regions():
             alive = {
-                split(one.provider_id)[1]: one.name for one in machines if one.region == region
+                split(one.provider_id)[1]: one.name
+                for one in machines
+                if one.region == region and one.state is not State.LOST
             }
             found += aws_leftovers.leftovers(self._aws, region, alive)
         return found

@@ -205,7 +205,7 @@ def _models() -> Any:
     """Return what reads the SDK's descriptions of services: half a megabyte for EC2, read once."""
     from botocore.loaders import create_loader
 
-    return create_loader(os.environ.get("AWS_DATA_PATH"))
+    return create_loader()
 
 
 def _holds_keys(file: Path) -> bool:

@@ -106,7 +106,9 @@ def said(what: str) -> Iterator[None]:
     Args:
         what: the beginning of a sentence, such as "AWS in us-east-1 did not list machines".
     """
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
+    from urllib3.exceptions import HTTPError
 
     try:
         yield
@@ -114,11 +116,14 @@ def said(what: str) -> Iterator[None]:
         raise meaning(code_of(error), status_of(error), what, _text(error)) from None
     except BotoCoreError as error:
         kind = type(error).__name__
-        if isinstance(error, NoCredentialsError) or kind in _NO_CREDENTIALS:
-            raise AuthFailed(f"{what}: {_NO_CREDENTIALS.get(kind, kind)}.") from None
+        if kind in _NO_CREDENTIALS:
+            raise AuthFailed(f"{what}: {_NO_CREDENTIALS[kind]}.") from None
         if kind in _SETTINGS:
             raise InvalidRequest(f"{what}: {_SETTINGS[kind]}.") from None
         raise NoAnswer(f"{what}: no whole answer came ({kind}).") from None
+    except (ResponseParserError, HTTPError) as error:
+        # Neither is a BotoCoreError, and both can follow a launch that took place.
+        raise NoAnswer(f"{what}: the answer cannot be read ({type(error).__name__}).") from None
 
 
 _NO_CREDENTIALS = {

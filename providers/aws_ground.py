@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -116,11 +117,9 @@ def _resolved(aws: Aws, region: str, names: Sequence[str]) -> str:
 
 
 def _described(aws: Aws, region: str, ami: str) -> Image:
-    with said(f"AWS did not describe the image {ami} of {region}"):
-        try:
-            rows = aws.ec2(region).describe_images(ImageIds=[ami])["Images"]
-        except NotFound:
-            rows = []
+    rows: list[dict[str, Any]] = []
+    with suppress(NotFound), said(f"AWS did not describe the image {ami} of {region}"):
+        rows = aws.ec2(region).describe_images(ImageIds=[ami])["Images"]
     if not rows:
         raise InvalidRequest(f"{region} has no image {ami}; images differ from region to region.")
     root = str(rows[0].get("RootDeviceName") or "/dev/sda1")

@@ -22,7 +22,7 @@ def leftovers(aws: Aws, region: str, alive: Mapping[str, str]) -> list[Leftover]
     """Return what is left in a region.
 
     Args:
-        alive: instance id -> name of every machine there that has not ended; what belongs to
+        alive: instance id -> name of every machine there that is not ending; what belongs to
             one of them is not left over.
 
     Raises:

@@ -110,6 +110,7 @@ def read_machine(row: Mapping[str, Any], region: str, ssh_port: int) -> Machine:
         created_at=_moment(row.get("LaunchTime")),
         reason="interrupted" if why in _INTERRUPTED else None,
         self_end=SelfEnd(argv=("sh", "-c", POWEROFF)),
+        notice_root=METADATA_ROOT if row.get("InstanceLifecycle") == "spot" else None,
     )
 
 

@@ -265,6 +265,7 @@ class Machine:
     created_at: datetime | None = None
     reason: str | None = None  # "interrupted" where the provider says it took the machine away
     self_end: SelfEnd | None = None
+    notice_root: str | None = None  # a metadata service like EC2's that announces interruptions
 
 
 @dataclass(frozen=True, slots=True)

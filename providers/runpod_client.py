@@ -29,7 +29,7 @@ _CAPACITY = re.compile(
     re.IGNORECASE,
 )
 _CURSORS = ("nextCursor", "next_cursor", "cursor", "nextPageToken")
-_PAGING = re.compile(r"cursor|next|more|page", re.IGNORECASE)
+_MORE = re.compile(r"^(?!prev).*(cursor|next|more)", re.IGNORECASE)
 
 
 class Pace:
@@ -169,11 +169,10 @@ def next_cursor(body: Mapping[str, Any], key: str) -> str | None:
     Raises:
         Ambiguous: there is more, and no way to it.
     """
-    hints = {name: value for name, value in body.items() if name != key and _PAGING.search(name)}
-    for name, value in list(hints.items()):
-        if isinstance(value, Mapping):
-            hints |= {inner: one for inner, one in value.items() if _PAGING.search(inner)}
-            del hints[name]
+    told = [(name, value) for name, value in body.items() if name != key]
+    for _, value in list(told):
+        told += value.items() if isinstance(value, Mapping) else ()
+    hints = {name: value for name, value in told if _MORE.match(name)}
     for name in _CURSORS:
         cursor = hints.get(name)
         if isinstance(cursor, str | int) and not isinstance(cursor, bool) and cursor != "":

@@ -77,8 +77,7 @@ def ssh_port(environ: Mapping[str, str]) -> int:
 
 
 def _saved(environ: Mapping[str, str]) -> Path:
-    home = environ.get("HOME") or environ.get("USERPROFILE")
-    return Path(home or Path.home()) / ".runpod" / "config.toml"
+    return Path(environ.get("HOME") or Path.home()) / ".runpod" / "config.toml"
 
 
 def _key_in(file: Path) -> str:

@@ -74,8 +74,8 @@ def onstart(root: str, end: datetime, public_key: str | None, *, patience: int) 
     key = shlex.quote(public_key or "")
     script = f"""\
 # gpuctl: the guard of this machine
-mkdir -p ~/.ssh ~/.gpuctl && chmod 700 ~/.ssh
 touch ~/.gpuctl-booted
+mkdir -p ~/.ssh ~/.gpuctl && chmod 700 ~/.ssh
 (
 trap '' HUP
 K={key} E={int(end.timestamp())} P=$(( $(date +%s) + {patience} ))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -34,6 +35,11 @@ _FAILED = re.compile(
     r"OCI runtime create failed|manifest unknown|pull access denied|unauthorized:|no such image",
     re.IGNORECASE,
 )
+# A machine is thrown away, so what pip installs may go among its system's packages.
+_EVERYWHERE = {"PIP_BREAK_SYSTEM_PACKAGES": "1"}
+# Where Vast.ai's own images and PyTorch's have their Python. SSH sessions without a terminal do
+# not get the image's PATH.
+_PYTHONS = ("/venv/main/bin", "/opt/conda/bin")
 _MICRO = Decimal("0.000001")
 
 
@@ -160,11 +166,11 @@ def _access(row: Row, port: int) -> SshAccess | None:
     if not ways:
         return None
     first, *others = ways
-    return SshAccess(first[0], first[1], "root", alternatives=tuple(_way(way) for way in others))
+    return replace(_way(first), alternatives=tuple(_way(way) for way in others))
 
 
 def _way(way: tuple[str, int]) -> SshAccess:
-    return SshAccess(way[0], way[1], "root")
+    return SshAccess(way[0], way[1], "root", env=_EVERYWHERE, path=_PYTHONS)
 
 
 def _direct(row: Row, port: int) -> tuple[str, int] | None:

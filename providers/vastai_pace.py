@@ -16,7 +16,7 @@ from pathlib import Path
 
 from providers.base import Clock, RateLimited
 
-_SLACK_SECONDS = 0.05  # the server measures arrivals, we measure departures
+_SLACK_SECONDS = 0.1  # the server measures arrivals, we measure departures
 _LONGEST_SECONDS = 300.0  # a reservation further ahead is from a clock that was wrong
 
 
@@ -63,24 +63,27 @@ class Pace:
         """Wait until a call of this kind may leave.
 
         Raises:
-            RateLimited: that would take longer than ``at_most`` seconds; nothing is reserved.
+            RateLimited: that would take longer than ``at_most`` seconds.
         """
         if not self._factor:
             return
         limit = LIMITS[what]
-        with self._meeting(what) as past:
-            now = self._clock.now().timestamp()
-            slot = _next(past, limit, self._factor, now)
-            if slot - now > at_most:
+        began = self._clock.now().timestamp()
+        while True:
+            with self._meeting(what) as past:
+                now = self._clock.now().timestamp()
+                free = _next(past, limit, self._factor, now)
+                if free <= now:
+                    past.append(now)  # when it really leaves: a sleep may have been a long one
+                    del past[: -limit.calls]
+                    return
+            if free - began > at_most:
                 raise RateLimited(
                     f"Vast.ai allows {limit.calls} such calls ({what}) in {limit.seconds:g} s, "
-                    f"and they are used up; the next one may leave in {slot - now:.0f} s.",
-                    slot - now,
+                    f"and they are used up; the next one may leave in {free - now:.0f} s.",
+                    free - now,
                 )
-            past.append(slot)
-            del past[: -limit.calls]
-        if slot > now:
-            self._clock.sleep(slot - now)
+            self._clock.sleep(free - now)
 
     def back_off(self, what: str, seconds: float) -> None:
         """Let no call of this kind leave for so long: the server said that it was too early."""

@@ -29,6 +29,7 @@ GIVEN_TO_JOBS = {
     "GPUCTL_NODES",
     "GPUCTL_MACHINE",
     "GPUCTL_MACHINE_FOLDER",
+    "RUNPOD_POD_ID",  # by RunPod, in its pods
 }
 # Conventions of the system and of other tools, honoured where they are met.
 CONVENTIONS = re.compile(

@@ -1910,6 +1910,12 @@ def parse_aws_notice(content: bytes) -> Notice:
     return Notice("aws", time.time(), deadline)
 
 
+def metadata_root(given: str) -> str:
+    """Where this machine's metadata service is: as AWS's own tools are told here, else as given."""
+    own = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "")
+    return own if is_web_address(own) else given
+
+
 class AwsNotice(Worker):
     """Asks the metadata service of EC2 (IMDSv2) every 5 s."""
 
@@ -2105,7 +2111,7 @@ class Supervisor:
         threading.Thread(target=self._sample, name="sampler", daemon=True).start()
         for source in self._job["notice"]:
             if "aws" in source:
-                AwsNotice(source["aws"], self._hear_notice).start()
+                AwsNotice(metadata_root(source["aws"]), self._hear_notice).start()
 
     def _check_workers(self) -> None:
         workers: List[Optional[Worker]] = [self._pump, self._watch, self._shipper]

@@ -101,7 +101,8 @@ class CommandChannel:
         self._remote: int | None = None
         self._refusal: str | None = None
         self._broken: str | None = None
-        self._out_window = self._full_window = 0
+        self._out_window = 0
+        self._full_window = 0  # the most it ever was; OpenSSH opens a channel with none
         self._wanted = 1  # room in the window that is worth waking a writer for
         self._out_packet = 0
         self._in_window = WINDOW  # what the peer may still send
@@ -281,7 +282,6 @@ class CommandChannel:
     def _set_remote_channel(self, number: int, window: int, packet: int) -> None:
         with self._changed:
             self._remote, self._out_window, self._out_packet = number, window, packet
-            self._full_window = window
             self._changed.notify_all()
             late = self._close_sent
         if late:
@@ -330,6 +330,7 @@ class CommandChannel:
         """The command takes more."""
         with self._changed:
             self._out_window += more
+            self._full_window = max(self._full_window, self._out_window)
             if self._out_window >= self._wanted:
                 self._changed.notify_all()
 

@@ -24,6 +24,7 @@ Fate = Literal["alive", "interrupted", "gone", "unknown"]
 
 _TICK_SECONDS = 0.5
 _SILENCE_SECONDS = 30.0  # the agent beats every 2 s
+_ASK_SECONDS = 10.0  # of silence, until the provider is asked whether it took the machine away
 _LOST_AFTER_SECONDS = (
     120.0  # how long a machine may stay out of reach while its cloud calls it ready
 )
@@ -65,6 +66,7 @@ class Follower:
         self._reconnect_pause = _RECONNECT_FIRST_SECONDS
         self._relay = Relay(work, live, live.outbox) if live.outbox is not None else None
         self._grant_due = self._now() + _GRANT_SECONDS
+        self._ask_at = 0.0
 
     def follow(self) -> AttemptEnd:
         """Return how the attempt ended. The machine is still there then, or is not."""
@@ -84,6 +86,8 @@ class Follower:
             self._note_checkpoints()
             self._renew_grant()
             if piece is None:
+                if self._taken_away(self._now() - heard):
+                    return AttemptEnd("interrupted", f"{self._live.machine} was taken away")
                 if self._now() - heard > _SILENCE_SECONDS:
                     self._live.agent.close_watch()  # ends the stream; the reader reports it
                     heard = self._now()
@@ -95,6 +99,17 @@ class Follower:
                     return end
             else:
                 self._take(piece)
+
+    def _taken_away(self, silent: float) -> bool:
+        """Whether the provider says so of a silent machine.
+
+        Clouds that stop a machine without notice leave the link to find out by itself, which
+        takes minutes of trying to reconnect.
+        """
+        if silent < _ASK_SECONDS or self._now() < self._ask_at:
+            return False
+        self._ask_at = self._now() + _ASK_SECONDS
+        return told_interrupted(self._work, self._live.machine)
 
     def _now(self) -> float:
         return self._work.fleet.clock.monotonic()

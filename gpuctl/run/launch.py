@@ -247,8 +247,15 @@ def _job(
         settle_seconds=spec.checkpoints.settle.total_seconds(),
         outputs=tuple(output.source for output in spec.outputs),
         store=_grant(work, outbox),
-        notice=({"file": f"{ready.connection.home}/.interruption"},),
+        notice=_notices(ready),
     )
+
+
+def _notices(ready: Ready) -> tuple[Mapping[str, str], ...]:
+    """Say where the machine hears that it will be taken away."""
+    file = {"file": f"{ready.connection.home}/.interruption"}
+    root = ready.machine.notice_root
+    return (file,) if root is None else (file, {"aws": root})
 
 
 def _grant(work: Work, outbox: str | None) -> Mapping[str, Any] | None:

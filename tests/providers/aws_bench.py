@@ -6,13 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
 from providers.aws import AwsProvider
-from providers.aws_client import Patience
+from providers.aws_client import Aws, Patience
+from providers.aws_notes import Notes
+from providers.aws_offers import kinds
+from providers.aws_types import CPU_TYPES, GPU_TYPES
 from providers.base import Machine, Mark, Offer, Order, Want
 from tests.clouds.aws_cloud import AwsCloud
 from tests.clouds.aws_cloud.wire import form
@@ -38,10 +43,24 @@ class Account:
         return AwsProvider(environ, self.home, self.clock, patience)
 
 
+@cache
+def _known_kinds() -> str:
+    """What the adapter remembers of the machine types, asked for once: half a second each time."""
+    clock = HandClock(START)
+    with AwsCloud(clock=clock) as cloud, TemporaryDirectory() as folder:
+        aws = Aws(cloud.settings())
+        for patterns in (GPU_TYPES, CPU_TYPES):
+            kinds(aws, Notes(Path(folder), clock), "us-east-1", patterns)
+        return (Path(folder) / "kinds.json").read_text()
+
+
 @pytest.fixture
 def account(tmp_path: Path) -> Iterator[Account]:
     """An account without machines behind its instances, on a clock of the test's own."""
     clock = HandClock(START)
+    notes = tmp_path / "home" / "aws"
+    notes.mkdir(parents=True)
+    (notes / "kinds.json").write_text(_known_kinds())
     with AwsCloud(clock=clock) as cloud:
         provider = AwsProvider(cloud.settings(), tmp_path / "home", clock, QUICK)
         yield Account(cloud, clock, tmp_path / "home", provider)

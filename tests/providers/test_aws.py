@@ -14,6 +14,7 @@ from tests.providers.aws_bench import A10G, Account, account
 
 __all__ = ["account"]
 
+
 def unmarked(cloud: AwsCloud) -> str:
     """Rent an instance the way another tool would."""
     settings = cloud.settings()

@@ -128,8 +128,10 @@ def test_an_exit_code_outlives_the_link() -> None:
 
 
 def test_a_writer_waits_for_room_that_is_worth_it_but_not_for_ever() -> None:
-    channel, wire = opened(window=8000)
-    channel._out_window = 0
+    channel, wire = opened(window=0)
+    channel.on_window(8000)
+    channel.write(memoryview(bytes(8000)), 5)
+    wire.data.clear()
     writer = threading.Thread(target=channel.write, args=(memoryview(bytes(4000)), 5))
     writer.start()
     channel.on_window(100)  # not worth a packet yet, and all that ever comes for a while

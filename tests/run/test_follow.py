@@ -107,3 +107,20 @@ def test_a_store_that_does_not_answer_is_asked_again(
     clock.pass_time(31)
     follower._renew_grant()
     assert len(stubs.granted) == 1
+
+
+def test_a_silent_machine_is_asked_after(
+    follower: Follower, clock: HandClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once in a while, and only when it is silent."""
+    asked: list[str] = []
+    said = [False, True]
+    monkeypatch.setattr(
+        "gpuctl.run.follow.told_interrupted", lambda _, name: asked.append(name) or said.pop(0)
+    )
+    assert not follower._taken_away(2)
+    assert not follower._taken_away(11)
+    assert not follower._taken_away(12)
+    assert asked == ["m-1"]
+    clock.pass_time(10)
+    assert follower._taken_away(22)

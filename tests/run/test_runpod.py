@@ -16,10 +16,10 @@ from tests.faults.rehearsal import STEPS, TRAIN
 from tests.run.whole_run import Ended, nothing_bills
 from tests.waiting import until
 
-pytestmark = [needs_machines, pytest.mark.timeout(240)]
+pytestmark = [needs_machines, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).resolve().parents[2]
-LONG = 200
+LONG = 60
 GPU = "resources: {gpu: RTX-4090}\n"
 
 
@@ -94,11 +94,9 @@ def test_provision_reach_terminate(rehearsal: RunpodRehearsal) -> None:
     code, document, _ = rehearsal.gpuctl("list", "--refresh")
     assert [one["state"] for one in document["machines"]] == ["ready"]
     asked = "echo [$RUNPOD_API_KEY]; nvidia-smi --query-gpu=name --format=csv,noheader"
-    code, document, err = rehearsal.gpuctl("exec", name, "--", "sh", "-c", asked)
-    assert document["stdout"] == "[]\nNVIDIA GeForce RTX 4090\n", err
-    ssh = rehearsal.start("ssh", name, "--", "echo", "reached")
-    out, err = ssh.communicate(timeout=30)
-    assert (ssh.returncode, out.strip()) == (0, "reached"), err
+    done = rehearsal.start("exec", name, "--", "sh", "-c", asked)
+    out, err = done.communicate(timeout=30)
+    assert (done.returncode, out) == (0, "[]\nNVIDIA GeForce RTX 4090\n"), err
     code, document, err = rehearsal.gpuctl("terminate", name, "--yes")
     assert (code, document["receipts"][0]["confirmed"]) == (0, True), err
     nothing_leaked(rehearsal)
@@ -179,7 +177,7 @@ def test_a_pod_that_is_lost_goes_on_from_its_last_checkpoint(
     assert until(lambda: rehearsal.kinds().count("checkpoint") >= 2, 60), rehearsal.kinds()
     [pod] = rehearsal.cloud.account.pods.values()
     getattr(rehearsal.cloud, how)(pod.id)
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=250)  # a silent machine is waited for, for two minutes
     ended = Ended(process.returncode, json.loads(out), err)
     assert (ended.code, ended.outcomes) == (0, ["lost", "completed"]), err
     assert result(rehearsal) == f"{LONG} from attempt 2"

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -197,8 +198,9 @@ def spot_prices(cloud: AwsCloud, region: str, params: Mapping[str, str]) -> Repl
     start = _moment(params.get("StartTime"))
     ids = _zone_ids(cloud, region)
     rows = []
-    for offering in INSTANCE_TYPE_OFFERINGS["availability-zone"].get(region, []):
-        name, zone = offering["InstanceType"], offering["Location"]
+    pools = _pools(region)
+    known = [each for each in pools if "*" in str(types) or each in types]
+    for name, zone in ((each, zone) for each in known for zone in sorted(pools[each])):
         if not (fits(name, types) and fits(zone, zones) and fits(LINUX, products)):
             continue
         for when, price in _since(cloud.market.spot_changes(name, zone), start, cloud.clock.now()):
@@ -242,14 +244,27 @@ def placement_scores(cloud: AwsCloud, region: str, params: Mapping[str, str]) ->
     return xml("GetSpotPlacementScores", {"spotPlacementScoreSet": rows})
 
 
+@cache
+def _types() -> list[str]:
+    return sorted({row["InstanceType"] for row in INSTANCE_TYPE_OFFERINGS["region"]["us-east-1"]})
+
+
+@cache
+def _pools(region: str) -> dict[str, list[str]]:
+    """Type -> its zones."""
+    found: dict[str, list[str]] = {}
+    for row in INSTANCE_TYPE_OFFERINGS["availability-zone"].get(region, []):
+        found.setdefault(row["InstanceType"], []).append(row["Location"])
+    return found
+
+
 def products(cloud: AwsCloud, asked_for: dict[str, Any]) -> Reply:
     """Rows of the price list."""
     wanted: dict[str, list[str]] = {}
     for one in asked_for.get("Filters", []):
         several = one["Type"] == "ANY_OF"
         wanted[one["Field"]] = one["Value"].split(",") if several else [one["Value"]]
-    types = sorted({row["InstanceType"] for row in INSTANCE_TYPE_OFFERINGS["region"]["us-east-1"]})
-    rows = cloud.market.products(wanted, types)
+    rows = cloud.market.products(wanted, _types())
     begin = int(asked_for.get("NextToken") or 0)
     end = begin + min(int(asked_for.get("MaxResults") or 100), 100)
     more = {"NextToken": str(end)} if end < len(rows) else {}

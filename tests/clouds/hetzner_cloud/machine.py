@@ -72,16 +72,20 @@ class Machine:
         )
         self.packages: list[str] = list(self._config.get("packages", ()))  # noted, not installed
         self._ended = threading.Event()
-        self._boot = threading.Thread(target=self._booting, daemon=True)
+        self._boot: threading.Thread | None = None
 
     def start(self) -> None:
-        """Power on."""
+        """Power on, for the first time or again."""
+        first = self._boot is None
+        self._ended.clear()
+        (self.rented.folder / _ASKED).unlink(missing_ok=True)
+        self._boot = threading.Thread(target=self._booting, args=(first,), daemon=True)
         self._boot.start()
 
     def end(self) -> None:
         """Cut the power. The disk stays until `remove`."""
         self._ended.set()
-        if self._boot.is_alive() and self._boot is not threading.current_thread():
+        if self._boot is not None:
             self._boot.join(_STEP_SECONDS)
         self.rented.kill()
 
@@ -97,20 +101,21 @@ class Machine:
 
     # ------------------------------------------------------------------ cloud-init
 
-    def _booting(self) -> None:
+    def _booting(self, first: bool) -> None:
         self.rented.boot()
         with suppress(AssertionError, OSError):  # ended in the middle of its boot
-            self._init_stage()
+            self._init_stage(first)
             self._ended.wait(self._refused_for)
             self._unless_ended()
             self.rented.start_sshd()
-            self._final_stage()
+            if first:
+                self._final_stage()
 
-    def _init_stage(self) -> None:
-        """What runs before sshd."""
+    def _init_stage(self, first: bool) -> None:
+        """What runs before sshd; only bootcmd does at every boot."""
         for command in self._config.get("bootcmd", ()):
             self._run(command)
-        for file in self._config.get("write_files", ()):
+        for file in self._config.get("write_files", ()) if first else ():
             self._write(file)
 
     def _final_stage(self) -> None:

@@ -198,9 +198,11 @@ class Project:
         if server.status == "deleting" or server.id not in self.servers:
             return
         self._set(server, "running")
-        if self._make_machine is not None and server.machine is None:
+        if self._make_machine is None:
+            return
+        if server.machine is None:
             server.machine = self._make_machine(server)
-            server.machine.start()
+        server.machine.start()
 
     def _power_off(self, server: Server) -> None:
         self._set(server, "off")

@@ -6,9 +6,21 @@ of the contract as a switch (`switches.py`).
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tests.clouds.runpod_cloud.cloud import RunpodCloud
 from tests.clouds.runpod_cloud.pods import Times
 from tests.clouds.runpod_cloud.switches import Switches
+
+
+def by_hand(folder: Path, *, machines: bool) -> RunpodCloud:
+    """Return a cloud to try things on; not started yet.
+
+    Args:
+        folder: for its machines.
+        machines: whether there are any behind its pods.
+    """
+    return RunpodCloud(machines=folder if machines else None, times=Times(2, 4, 8))
 
 
 def main_settings(cloud: RunpodCloud) -> dict[str, str]:
@@ -16,4 +28,4 @@ def main_settings(cloud: RunpodCloud) -> dict[str, str]:
     return {"RUNPOD_API_URL": cloud.url, "RUNPOD_API_KEY": cloud.key}
 
 
-__all__ = ["RunpodCloud", "Switches", "Times", "main_settings"]
+__all__ = ["RunpodCloud", "Switches", "Times", "by_hand", "main_settings"]

@@ -15,7 +15,7 @@ _LOOK_SECONDS = 0.05
 _OFFICIAL = "runpod/"
 
 _PROGRAMS = {
-    "python": "#!/bin/sh\nexec python3 \"$@\"\n",  # every PyTorch image has it
+    "python": '#!/bin/sh\nexec python3 "$@"\n',  # every PyTorch image has it
     # An image's own package manager and services would be those of this computer.
     "apt-get": "#!/bin/sh\nexit 0\n",
     "apk": "#!/bin/sh\nexit 0\n",

@@ -136,6 +136,17 @@ class Legacy:
             body["mounts"] = {"persistent": {"size": given["volumeInGb"], "path": path}}
         return self._pod_json(self._account.create(body))  # stopAfter, terminateAfter: ignored
 
+    def _deploy_cpu_pod(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        flavour, count, _ = str(given.get("instanceId") or "cpu3c-2-4").split("-")
+        body: dict[str, Any] = {
+            "name": given.get("name") or "my pod",
+            "image": given.get("imageName") or "runpod/base",
+            "disk": given.get("containerDiskInGb") or 10,
+            "env": {one["key"]: str(one["value"]) for one in given.get("env") or ()},
+            "cpu": {"id": flavour, "vcpuCount": int(count)},
+        }
+        return self._pod_json(self._account.create(body))
+
     def _pod_rent_interruptable(self, _: Mapping[str, Any]) -> dict[str, Any]:
         raise Refused(
             400,

@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from decimal import Decimal
+from pathlib import Path
 
 from tests.clouds.vastai_cloud.cloud import VastCloud
 from tests.clouds.vastai_cloud.contracts import Contract
 from tests.clouds.vastai_cloud.market import Host
 from tests.clouds.vastai_cloud.switches import Switches, Times
 
-__all__ = ["Contract", "Host", "Switches", "Times", "VastCloud", "main_settings", "usual_hosts"]
+__all__ = [
+    "Contract",
+    "Host",
+    "Switches",
+    "Times",
+    "VastCloud",
+    "by_hand",
+    "main_settings",
+    "usual_hosts",
+]
+
+
+@contextlib.contextmanager
+def by_hand(folder: Path, *, machines: bool) -> Iterator[VastCloud]:
+    """One for trying things out: a small market, credit, the documented limits."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with VastCloud(machines=folder if machines else None) as cloud:
+        cloud.contracts.hosts = usual_hosts()
+        cloud.contracts.credit = Decimal(100)
+        cloud.switches.pacing = 1
+        yield cloud
 
 
 def main_settings(cloud: VastCloud) -> dict[str, str]:

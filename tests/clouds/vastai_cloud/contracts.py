@@ -20,6 +20,7 @@ from tests.clouds.vastai_cloud.switches import Switches
 from tests.remote.relay import Relay
 
 _GPU_METER = ("running", "frozen")
+_PYTHON = '#!/bin/sh\nexec python3 "$@"\n'  # images with PyTorch have it under that name too
 
 
 @dataclass
@@ -352,8 +353,6 @@ class Contracts:
         for contract in list(self.all.values()):
             if contract.cur == "running":
                 self.stop(contract)
-            if not contract.waits:
-                continue
             contract.waits = False
 
     def _meter(self, contract: Contract) -> None:
@@ -385,6 +384,7 @@ class Contracts:
             if count
             else None,
             keys=[str(key["public_key"]) for key in contract.ssh_keys],
+            programs={"python": _PYTHON},
             login_env=None if self.switches.session_env else {},
         )
         machine.boot()
