@@ -52,7 +52,8 @@ from providers.base import (
     Want,
 )
 
-_SETTLE_SECONDS = 10.0
+SETTLE_SECONDS = 10.0
+POLL_SECONDS = 3.0
 _DEARER = Decimal("1.10")  # than the offer, which a pool may be when nobody set a cap
 _ALIVE = ("pending", "running", "stopping", "stopped", "shutting-down")
 _PAGE = 1000
@@ -95,8 +96,8 @@ class AwsProvider:
             labels=True,
             kind="vm",
             gpus=True,
-            settle_seconds=_SETTLE_SECONDS,
-            poll_seconds=3,
+            settle_seconds=SETTLE_SECONDS,
+            poll_seconds=POLL_SECONDS,
         )
 
     def configured(self) -> bool:
@@ -121,7 +122,7 @@ class AwsProvider:
         )
         month = aws_prices.disk_month(self._aws, self._notes, region)
         beside = aws_prices.beside_hour(aws_launch.disk_size(order.disk_gb, image), month)
-        pools = self._affordable(order, self._pools(market, region, type_name), beside)
+        pools = self._worth_asking(order, self._pools(market, region, type_name), beside)
         group = aws_ground.security_group(self._aws, region, pools[0].vpc)
         self._remember(region)
         host_key = aws_boot.new_host_key()
@@ -161,23 +162,25 @@ class AwsProvider:
             for zone, zone_id, subnet, vpc in aws_ground.zones(self._aws, region)
             if (price := zones.get(zone, everywhere)) is not None
         ]
-        left = [p for p in pools if not self._notes.refused(_pool_name(market, p, type_name))]
-        if not left:
-            why = "had none a moment ago" if pools else "has no subnet where it is sold"
-            raise NoCapacity(f"AWS in {region} {why}: {type_name} ({market}).")
-        return aws_launch.rank(left, self._notes)
+        if not pools:
+            raise NoCapacity(f"There is no subnet in {region} where {type_name} is sold.")
+        return aws_launch.rank(pools, self._notes)
 
-    @staticmethod
-    def _affordable(order: Order, pools: Sequence[Pool], beside: Decimal) -> list[Pool]:
+    def _worth_asking(self, order: Order, pools: Sequence[Pool], beside: Decimal) -> list[Pool]:
+        """Leave out what costs too much, and what had nothing a moment ago."""
+        market, region, type_name = aws_offers.read_offer_id(order.offer.id)
         cap = order.max_price_hour
         limit = order.offer.price_hour * _DEARER if cap is None else cap
-        found = [pool for pool in pools if pool.price + beside <= limit]
-        if found:
-            # A security group belongs to one VPC; subnets of several are tried one VPC at a time.
-            return [pool for pool in found if pool.vpc == found[0].vpc]
-        cheapest = min(pool.price for pool in pools) + beside
-        words = "the offer by more than a tenth" if cap is None else f"the cap of ${cap}/h"
-        raise PriceChanged(f"{order.offer.id} costs ${cheapest:.4f}/h now, above {words}.")
+        cheap = [pool for pool in pools if pool.price + beside <= limit]
+        if not cheap:
+            cheapest = min(pool.price for pool in pools) + beside
+            words = "the offer by more than a tenth" if cap is None else f"the cap of ${cap}/h"
+            raise PriceChanged(f"{order.offer.id} costs ${cheapest:.4f}/h now, above {words}.")
+        left = [p for p in cheap if not self._notes.refused(_pool_name(market, p, type_name))]
+        if not left:
+            raise NoCapacity(f"AWS in {region} had no {type_name} ({market}) a moment ago.")
+        # A security group belongs to one VPC; subnets of several are tried one VPC at a time.
+        return [pool for pool in left if pool.vpc == left[0].vpc]
 
     def _remember(self, region: str) -> None:
         try:
@@ -279,7 +282,7 @@ class AwsProvider:
     def _doubt(self, provider_id: str) -> None:
         """EC2 may not know yet what it launched. Raises Ambiguous while that can be."""
         launched = self._young.get(provider_id)
-        if launched is not None and self.clock.monotonic() - launched < _SETTLE_SECONDS:
+        if launched is not None and self.clock.monotonic() - launched < SETTLE_SECONDS:
             raise Ambiguous(f"AWS does not show {provider_id} yet.")
 
     # ------------------------------------------------------------------ the end

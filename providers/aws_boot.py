@@ -13,6 +13,18 @@ from datetime import datetime
 POWEROFF = "systemctl poweroff --force || poweroff -f"
 """EC2 ends a machine that does this (shutdown behaviour "terminate"); `halt` would bill on."""
 
+PYTHON = "/root/.gpuctl-python"
+"""A Python environment on top of the system's: what a job installs goes there."""
+
+PATH = ("/opt/pytorch/bin", f"{PYTHON}/bin")
+"""First in a job's PATH: the Python of AWS's PyTorch images where there is one, else our own."""
+
+_PIP = f"""\
+#!/bin/sh
+# pip of this machine. The system's may arrive while the machine boots.
+timeout 600 cloud-init status --wait >/dev/null 2>&1
+exec {PYTHON}/bin/python -m pip "$@"
+"""
 _TIMER = """\
 left=$(({end} - $(date +%s)))
 [ "$left" -gt 0 ] || left=1
@@ -52,7 +64,8 @@ def user_data(end: datetime, ssh_public_key: str | None, host_key: HostKey) -> s
 
     It lets root in with the caller's key alone, gives sshd the host key, keeps the package
     manager's timers from taking its lock, and ends the machine at its hard end, whoever else has
-    forgotten it. `bootcmd` runs at every boot, before anything is installed.
+    forgotten it, and has a Python environment ready. `bootcmd` runs at every boot, before
+    anything is installed.
     """
     timer = _TIMER.format(end=int(end.timestamp()), poweroff=POWEROFF)
     quiet = "apt-daily.timer apt-daily-upgrade.timer unattended-upgrades.service"
@@ -61,14 +74,23 @@ def user_data(end: datetime, ssh_public_key: str | None, host_key: HostKey) -> s
         "ssh_authorized_keys": [ssh_public_key] if ssh_public_key else [],
         "ssh_deletekeys": True,
         "ssh_keys": {"ed25519_private": host_key.private, "ed25519_public": host_key.public},
-        "bootcmd": [["sh", "-c", timer], ["sh", "-c", f"systemctl disable --now {quiet} || true"]],
+        "bootcmd": [
+            ["sh", "-c", timer],
+            ["sh", "-c", f"systemctl disable --now {quiet} || true"],
+            ["python3", "-m", "venv", "--without-pip", "--system-site-packages", PYTHON],
+        ],
+        "packages": ["python3-pip"],
         "write_files": [
+            *(
+                {"path": f"{PYTHON}/bin/{name}", "content": _PIP, "permissions": "0755"}
+                for name in ("pip", "pip3")
+            ),
             {
                 # Some images let root in for single commands only.
                 "path": "/etc/ssh/sshd_config.d/00-gpuctl.conf",
                 "content": "PermitRootLogin prohibit-password\n",
                 "permissions": "0644",
-            }
+            },
         ],
     }
     return "#cloud-config\n" + json.dumps(config, indent=1)  # JSON is YAML

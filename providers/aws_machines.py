@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from providers.aws_boot import POWEROFF
+from providers.aws_boot import PATH, POWEROFF
 from providers.aws_prices import usd
 from providers.aws_types import card_of
 from providers.base import Machine, Mark, NotFound, Order, SelfEnd, SshAccess, State
@@ -105,13 +105,17 @@ def read_machine(row: Mapping[str, Any], region: str, ssh_port: int) -> Machine:
         spot=row.get("InstanceLifecycle") == "spot",
         price_hour=price,
         region=region,
-        access=SshAccess(host, ssh_port, USER, (key,) if key else ()) if host else None,
+        access=_access(str(host), ssh_port, key) if host else None,
         mark=mark,
         created_at=_moment(row.get("LaunchTime")),
         reason="interrupted" if why in _INTERRUPTED else None,
         self_end=SelfEnd(argv=("sh", "-c", POWEROFF)),
         notice_root=METADATA_ROOT if row.get("InstanceLifecycle") == "spot" else None,
     )
+
+
+def _access(host: str, port: int, key: str | None) -> SshAccess:
+    return SshAccess(host, port, USER, (key,) if key else (), path=PATH)
 
 
 def _moment(found: object) -> datetime | None:

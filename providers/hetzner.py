@@ -3,8 +3,7 @@
 There are none with a GPU. A server's name is unique in its project, which makes it the token of a
 create: the second one under a name is refused. A server that is switched off costs what it costs
 when it runs; only its deletion ends that, and no credential that could delete it is narrow enough
-to be put on it. So the timer on the machine switches it off, and the watchdog and `gpuctl reap`
-delete it.
+to be put on it. So a server cannot end itself: the watchdog and `gpuctl reap` delete it.
 
 Settings: ``HCLOUD_TOKEN`` (else a context of the hcloud command), ``HCLOUD_ENDPOINT``,
 ``GPUCTL_HETZNER_SSH_PORT``.

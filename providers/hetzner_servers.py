@@ -10,7 +10,7 @@ from decimal import Decimal
 from ipaddress import IPv6Network
 from typing import Any
 
-from providers.base import Leftover, Machine, Mark, SelfEnd, SshAccess, State
+from providers.base import Leftover, Machine, Mark, SshAccess, State
 from providers.hetzner_boot import PYTHON, host_key_of
 from providers.hetzner_offers import moment_of, region_of
 
@@ -31,9 +31,6 @@ STATES: Mapping[str, State] = {
     "deleting": State.STOPPED,  # not gone before it cannot be found any more
     "unknown": State.UNKNOWN,
 }
-
-SELF_END = SelfEnd(argv=("shutdown", "-P", "now"))
-"""Ends what it does, not what it costs: a server off is charged in full until it is deleted."""
 
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
 
@@ -92,7 +89,6 @@ def machine_of(server: Json, port: int, price_hour: Decimal | None) -> Machine:
     labels = server.get("labels") or {}
     status = str(server.get("status") or "")
     state = state_of(status)
-    mark = mark_of(labels)
     return Machine(
         name=str(server.get("name") or ""),
         provider="hetzner",
@@ -102,9 +98,9 @@ def machine_of(server: Json, port: int, price_hour: Decimal | None) -> Machine:
         price_hour=price_hour,
         region=region_of(server.get("location") or {}),
         access=access_of(server, port) if state is State.READY else None,
-        mark=mark,
+        mark=mark_of(labels),
         created_at=moment_of(server.get("created")),
-        self_end=SELF_END if mark is not None else None,
+        # No self_end: off, it would cost what it costs now, and a token could delete the project.
     )
 
 

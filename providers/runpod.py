@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from providers.runpod_client import RunpodClient, read_refusal, refusal
 from providers.runpod_health import Funds, ask_funds, findings
 from providers.runpod_offers import COMMUNITY, SECURE
 from providers.runpod_pods import body_of, machine_of, moment
+from providers.shared_call import SharedCall
 
 _CATALOG = "/v2/catalog/gpus"
 _OURS = re.compile(r"^gpuctl-[a-z0-9-]+-[0-9a-f]{6}-[0-9a-f]{8}$")
@@ -63,6 +64,10 @@ class RunpodProvider:
         self._ssh_port = credentials.ssh_port(environ)
         self._client: RunpodClient | None = None
         self._refused = 0  # creates in a row that found no capacity
+        self._ended: dict[str, datetime] = {}  # when this process had them deleted
+        # Many machines are ended side by side, and quotas are small.
+        self._pods = SharedCall(self._all_pods)
+        self._volumes = SharedCall(self._all_volumes)
 
     @classmethod
     def from_environment(
@@ -163,8 +168,13 @@ class RunpodProvider:
 
     def list(self) -> Sequence[Machine]:
         """Every pod of the account, those of clusters too."""
-        pods = self._api.all_of("/v2/pods", "pods", {"includeClusterPods": "true"})
-        return [machine_of(pod, self._root, self._ssh_port) for pod in pods]
+        return [machine_of(pod, self._root, self._ssh_port) for pod in self._pods()]
+
+    def _all_pods(self) -> Sequence[Mapping[str, Any]]:
+        return self._api.all_of("/v2/pods", "pods", {"includeClusterPods": "true"})
+
+    def _all_volumes(self) -> Sequence[Mapping[str, Any]]:
+        return self._api.all_of("/v2/network-volumes", "networkVolumes")
 
     def _machine(self, answer: Answer) -> Machine:
         if not isinstance(answer.body, Mapping):
@@ -180,6 +190,7 @@ class RunpodProvider:
             return "no pod can have that id"
         answer = self._api.change("DELETE", path)
         if 200 <= answer.status < 300:
+            self._ended[provider_id] = self._clock.now()
             return f"{answer.status} deleted"
         if answer.status == 404 and isinstance(answer.body, Mapping):
             return "404 absent already"
@@ -187,7 +198,6 @@ class RunpodProvider:
 
     def leftovers(self) -> Sequence[Leftover]:
         """Network volumes that bear a name of ours. gpuctl makes none; others are their owner's."""
-        volumes = self._api.all_of("/v2/network-volumes", "networkVolumes")
         return [
             Leftover(
                 provider=self.name,
@@ -197,7 +207,7 @@ class RunpodProvider:
                 mark=None,
                 price_month=(catalogue.money(volume.get("size")) or 0) * _VOLUME_MONTH,
             )
-            for volume in volumes
+            for volume in self._volumes()
             if _OURS.match(str(volume.get("name")))
         ]
 
@@ -214,6 +224,9 @@ class RunpodProvider:
 
     def billed(self, provider_id: str) -> Billed | None:
         """What RunPod charged, once the last hour of it is over; None before that."""
+        ended = self._ended.get(provider_id)
+        if ended is not None and self._clock.now() < _next_hour(ended):
+            return None
         query = {"podId": provider_id, "bucketSize": "hour"}
         answer = self._api.read("/v2/billing/pods", query)
         if answer.status != 200 or not isinstance(answer.body, Mapping):
@@ -249,6 +262,10 @@ class RunpodProvider:
                 )
             self._client = RunpodClient(self._root, key, self._clock)
         return self._client
+
+
+def _next_hour(at: datetime) -> datetime:
+    return at.replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
 
 
 def _path(provider_id: str) -> str | None:

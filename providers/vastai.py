@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from providers.base import (
     Want,
 )
 from providers.http_client import Answer
+from providers.shared_call import SharedCall
 from providers.vastai_account import billed, findings
 from providers.vastai_client import (
     DEFAULT_ROOT,
@@ -45,7 +47,7 @@ from providers.vastai_client import (
     refusal,
     succeeded,
 )
-from providers.vastai_listing import Together, all_rows
+from providers.vastai_listing import all_rows, first_page
 from providers.vastai_machines import Row, label, machine
 from providers.vastai_offers import Terms
 from providers.vastai_pace import Pace
@@ -64,6 +66,7 @@ _SEARCH = "/api/v0/bundles/"
 _MOST_PAGES = 3  # of one search; ten searches a minute are allowed
 _DEARER = Decimal("1.1")  # than quoted: not what was agreed to, where there is no cap
 _LOOKS_BACK = 2
+_CHARGED_LATE = timedelta(seconds=30)  # a charge that ends earlier than that is not all of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,10 @@ class VastProvider:
         pace = Pace(home / "vastai", clock, PACE_FACTOR)
         self._client = VastClient(settings.key, settings.root, pace, clock)
         self._keys = vastai_keys.Keys(self._client)
-        self._listing = Together(lambda: all_rows(self._client))
+        # A listing of 500 machines takes 20 calls a second apart.
+        self._listing = SharedCall(lambda: all_rows(self._client))
+        self._first_page = SharedCall(lambda: first_page(self._client))
+        self._ended: dict[str, datetime] = {}  # when this process had them destroyed
 
     @classmethod
     def from_environment(
@@ -298,7 +304,7 @@ class VastProvider:
 
     def list(self) -> Sequence[Machine]:
         """Every instance of the account; stopped ones too, for they bill."""
-        return [self._machine(row) for row in self._listing.get()]
+        return [self._machine(row) for row in self._listing()]
 
     def _machine(self, row: Row) -> Machine:
         return machine(
@@ -316,6 +322,7 @@ class VastProvider:
         path = f"/api/v0/instances/{quote(provider_id, safe='')}/"
         answer = self._client.write("DELETE", "destroy", path, {})
         if succeeded(answer):
+            self._ended[provider_id] = self.clock.now()
             return "200 destroyed"
         if is_absence(answer):
             return f"{answer.status} absent already"
@@ -326,7 +333,7 @@ class VastProvider:
 
         The account is asked all the same, so that silence is not taken for an empty account.
         """
-        self._client.read("list", "/api/v1/instances/", "instances", query={"limit": "1"})
+        self._first_page()
         return ()
 
     def remove(self, leftover: Leftover) -> None:
@@ -336,8 +343,12 @@ class VastProvider:
     # ------------------------------------------------------------------ money and health
 
     def billed(self, provider_id: str) -> Billed | None:
-        """What the account's charges say of it; None until they have it."""
-        return billed(self._client, provider_id, self.clock.now())
+        """What the account's charges say of it; None until they have all of it."""
+        found = billed(self._client, provider_id, self.clock.now())
+        ended = self._ended.get(provider_id)
+        if found is not None and ended is not None and found.through < ended - _CHARGED_LATE:
+            return None
+        return found
 
     def check(self) -> Sequence[Finding]:
         """Key, what it may read, credit, and the two clocks."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from providers.base import AuthFailed, Billed, Finding, ProviderError
 from providers.vastai_client import VastClient, refusal, succeeded
+from providers.vastai_listing import first_page
 from providers.vastai_machines import money, number
 
 _CHARGES = "/api/v0/charges/"
@@ -53,7 +54,7 @@ def findings(client: VastClient, now: datetime) -> list[Finding]:
     Raises:
         ProviderError: nobody answered, or the key is refused.
     """
-    page = client.read("list", "/api/v1/instances/", "instances", query={"limit": "1"})
+    page = first_page(client)
     total = page.get("total_instances")
     found = [
         Finding("key", True, "accepted"),

@@ -41,6 +41,7 @@ _EVERYWHERE = {"PIP_BREAK_SYSTEM_PACKAGES": "1"}
 # not get the image's PATH.
 _PYTHONS = ("/venv/main/bin", "/opt/conda/bin")
 _MICRO = Decimal("0.000001")
+_NO_PRICE = 1e9
 
 
 def read_state(status: str) -> State:
@@ -221,9 +222,11 @@ def number(value: object) -> float | None:
 
 
 def money(value: object) -> Decimal | None:
-    """USD to the millionth; None for what is none."""
+    """USD to the millionth; None for what is none, and for what nobody could mean."""
     made = number(value)
-    return None if made is None or made < 0 else Decimal(str(made)).quantize(_MICRO)
+    return (
+        None if made is None or not 0 <= made < _NO_PRICE else Decimal(str(made)).quantize(_MICRO)
+    )
 
 
 def _moment(value: object) -> datetime | None:

@@ -153,11 +153,11 @@ class Priced:
 
 def priced(row: Row, disk_gb: float) -> Priced | None:
     """Read the prices of an offer for a disk; None where they cannot be read."""
-    base, monthly = money(row.get("dph_base")), number(row.get("storage_cost"))
-    if base is None or monthly is None or monthly < 0:
+    base, monthly = money(row.get("dph_base")), money(row.get("storage_cost"))
+    if base is None or monthly is None:
         return None
     hours = Decimal(str(max(disk_gb, LEAST_DISK_GB))) / _HOURS_A_MONTH
-    storage = (Decimal(str(monthly)) * hours).quantize(_MICRO)
+    storage = (monthly * hours).quantize(_MICRO)
     return Priced(base, money(row.get("min_bid")), storage)
 
 

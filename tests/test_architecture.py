@@ -151,6 +151,12 @@ def test_the_agent_needs_only_the_standard_library() -> None:
     assert not foreign
 
 
+@pytest.mark.parametrize("file", [AGENT, "providers/processes.py", "providers/ssh_host.py"])
+def test_what_machines_run_is_python_3_8(file: str) -> None:
+    """Its grammar; the slow tests run the agent with a real one."""
+    ast.parse((ROOT / file).read_text(), feature_version=(3, 8))
+
+
 def calls(path: Path) -> Iterator[ast.Call]:
     """Yield every call in a file."""
     return (node for node in ast.walk(tree(path)) if isinstance(node, ast.Call))

@@ -228,6 +228,8 @@ def _sweep(provider: Provider, row: MachineRow) -> tuple[Leftover, ...]:
         ours = [one for one in provider.leftovers() if one.name == row.name]
         for one in ours:
             provider.remove(one)
+        if not ours:
+            return ()  # nothing to look at again: with many machines, quotas are small
         return tuple(one for one in provider.leftovers() if one.name == row.name)
     except ProviderError as error:
         raise MayStillBill(

@@ -19,7 +19,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     bench.clear()
 
 
-@pytest.fixture(params=["this python", "python 3.8"])
+@pytest.fixture(params=["this python", pytest.param("python 3.8", marks=pytest.mark.slow)])
 def every_bench(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
     """An agent run by the Python of the tests, and by the oldest that is supported."""
     python = sys.executable if request.param == "this python" else old_python()

@@ -250,8 +250,9 @@ def _server(cloud: HttpCloud, port: int) -> ThreadingHTTPServer:
                 return
             content = reply.content()
             self.send_response(reply.status)
-            kind = "application/json; charset=utf-8"
-            for name, value in {"Content-Type": kind, **reply.headers}.items():
+            # An empty answer is no JSON: Hetzner's Go client would try to read it as some.
+            kind = {"Content-Type": "application/json; charset=utf-8"} if content else {}
+            for name, value in {**kind, **reply.headers}.items():
                 self.send_header(name, value)
             if reply.status not in (204, 304):
                 self.send_header("Content-Length", str(len(content)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from tests.clouds.hetzner_cloud.errors import ApiError
 from tests.clouds.hetzner_cloud.meter import Meter
 from tests.clouds.hetzner_cloud.rules import check_labels, selected
 from tests.clouds.memory_cloud import HandClock
+from tests.clouds.rented import needs_machines
+from tests.waiting import until
 
 SERVER = {"name": "web", "server_type": "cx23", "image": "ubuntu-24.04", "location": "hel1"}
 
@@ -128,6 +131,28 @@ def test_a_shutdown_only_asks(cloud: HetznerCloud, clock: HandClock) -> None:
     clock.pass_time(20)
     assert ask(cloud, "GET", f"/servers/{number}").json()["server"]["status"] == "off"
     assert number in cloud.bills("server")
+
+
+@needs_machines
+def test_a_machine_that_switches_itself_off_still_costs_and_boots_again(tmp_path: Path) -> None:
+    with HetznerCloud(machines=tmp_path / "servers") as cloud:
+        number = cloud.add_foreign()
+        server = cloud.project.servers[int(number)]
+        assert until(lambda: server.machine and server.machine.rented.alive, 10)
+        assert server.machine is not None
+        rented = server.machine.rented
+        assert until((rented.folder / "run/cloud-init/result.json").exists, 10)
+        rented.start("shutdown -P now")
+        assert until(lambda: server.status == "off" and not rented.alive, 10)
+        assert number in cloud.bills("server")
+        with cloud.lock:
+            cloud.project.power_on(server)
+        assert until(lambda: server.status == "running" and rented.alive, 10)
+        with cloud.lock:
+            cloud.project.delete_server(server)
+        assert until(lambda: cloud.bills() == {}, 10)
+        assert not rented.alive
+        assert not rented.folder.exists()
 
 
 def test_backups_go_with_a_server_and_snapshots_stay(cloud: HetznerCloud, clock: HandClock) -> None:

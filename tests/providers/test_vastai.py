@@ -572,6 +572,16 @@ def test_what_was_billed_is_what_the_books_say(vast: VastBench) -> None:
     assert vast.provider.billed("999999999") is None
 
 
+def test_charges_that_lag_are_not_the_whole_bill(vast: VastBench) -> None:
+    id = ready(vast)
+    vast.cloud.switches.charges_lag = 600
+    vast.clock.pass_time(3600)
+    vast.provider.destroy(id)
+    assert vast.provider.billed(id) is None
+    vast.clock.pass_time(600)
+    assert vast.provider.billed(id) is not None
+
+
 def test_the_clocks_are_compared(vast: VastBench) -> None:
     clock = type(vast.clock)(vast.clock.now())
     clock.pass_time(600)

@@ -1,5 +1,5 @@
 """AWS, emulated: `AwsCloud` is an account, `main_settings` leads gpuctl to it."""
 
-from tests.clouds.aws_cloud.cloud import AwsCloud, main_settings
+from tests.clouds.aws_cloud.cloud import AwsCloud, by_hand, main_settings
 
-__all__ = ["AwsCloud", "main_settings"]
+__all__ = ["AwsCloud", "by_hand", "main_settings"]

@@ -28,7 +28,7 @@ from tests.clouds.aws_cloud import images, serving
 from tests.clouds.aws_cloud.launching import Tokens, gpu_of, run_instances
 from tests.clouds.aws_cloud.machines import AwsMachine
 from tests.clouds.aws_cloud.market import QUOTAS, Market
-from tests.clouds.aws_cloud.rentals import BY_USER, Rentals
+from tests.clouds.aws_cloud.rentals import BY_USER, Rentals, Times
 from tests.clouds.aws_cloud.scheduler import Scheduler
 from tests.clouds.aws_cloud.wire import (
     Refused,
@@ -361,6 +361,13 @@ class AwsCloud(HttpCloud):
         level = min(size, level + (now - since) * refill)
         self._level[action] = (max(level - 1, 0), now)
         return level < 1
+
+
+def by_hand(folder: Path, *, machines: bool) -> AwsCloud:
+    """An account to try things on, at a pace that a person sees."""
+    cloud = AwsCloud(folder=folder, machines=machines)
+    cloud.rentals.times = Times(boot=5, end=3, unseen=1, stale=1)
+    return cloud
 
 
 def main_settings(cloud: AwsCloud) -> dict[str, str]:

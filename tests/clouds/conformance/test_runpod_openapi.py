@@ -174,6 +174,7 @@ def test_volumes(runpod: RunpodProvider, cloud: RunpodCloud) -> None:
     body = {"name": "gpuctl-x-c0ffee-0a1b2c3d", "size": 10, "dataCenter": "EU-RO-1"}
     assert session.post(f"{cloud.url}/v2/network-volumes", json=body).status_code == 201
     [left] = runpod.leftovers()
+    assert session.get(f"{cloud.url}/v2/network-volumes/{left.id}").json()["size"] == 10
     runpod.remove(left)
 
 
@@ -258,5 +259,11 @@ def test_catalogue_without_stock(cloud: RunpodCloud) -> None:
         assert session.get(f"{cloud.url}/v2/catalog/{path}").status_code == 200
         wrong = session.get(f"{cloud.url}/v2/catalog/{path}", params={"include": "AVAILABILITY"})
         assert wrong.status_code == 400
+    for path in ("NVIDIA%20A40", "NVIDIA%20A40?include=AVAILABILITY&product=POD"):
+        assert session.get(f"{cloud.url}/v2/catalog/gpus/{path}").json()["memory"] == 48
+    assert session.get(f"{cloud.url}/v2/catalog/gpus/A40").status_code == 404
+    for query in ("", "?include=GPU_AVAILABILITY"):
+        found = session.get(f"{cloud.url}/v2/catalog/datacenters{query}").json()["dataCenters"]
+        assert len(found) == 4
     assert session.get(f"{cloud.url}/v2/account/ssh-keys").json() == {"keys": []}
     assert cloud.account.balance == Decimal(25)

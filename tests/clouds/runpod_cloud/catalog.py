@@ -178,6 +178,32 @@ def cpu_json(row: CpuRow, places: dict[str, str] | None) -> dict[str, Any]:
     return said if places is None else said | _availability(places)
 
 
+def data_centers_json(levels: dict[str, dict[str, str]] | None) -> list[dict[str, Any]]:
+    """The data centers.
+
+    Args:
+        levels: GPU id -> data center -> stock, when it was asked for.
+    """
+    found = []
+    for place, name in DATA_CENTERS.items():
+        said: dict[str, Any] = {
+            "id": place,
+            "name": name,
+            "region": "NORTH_AMERICA" if place.startswith("US") else "EUROPE",
+            "globalNetwork": True,
+            "networkVolumeTypes": ["STANDARD"],
+            "compliance": [],
+        }
+        if levels is not None:
+            said["gpuAvailability"] = [
+                {"id": id, "name": GPUS[id].name, "availability": where[place]}
+                for id, where in levels.items()
+                if place in where
+            ]
+        found.append(said)
+    return found
+
+
 def _availability(places: dict[str, str]) -> dict[str, Any]:
     free = {place: level for place, level in places.items() if level != "NONE"}
     if not free:

@@ -276,6 +276,24 @@ class RunpodCloud(HttpCloud):
             },
         )
 
+    @route("GET", "/v2/catalog/gpus/{id}")
+    def get_gpu(self, request: Request, id: str) -> Reply:
+        row = catalog.GPUS.get(id)
+        if row is None:
+            return problem(404, "GPU type not found")
+        asked, wrong = _availability_asked(request.query)
+        places = self.account.places(id, honest=False) if asked else None
+        cloud = request.query.get("cloud", "SECURE")
+        return problem(400, wrong) if wrong else Reply(200, catalog.gpu_json(row, cloud, places))
+
+    @route("GET", "/v2/catalog/datacenters")
+    def list_data_centers(self, request: Request) -> Reply:
+        stock = request.query.get("include") == "GPU_AVAILABILITY"
+        levels = {
+            row.id: self.account.places(row.id, honest=False) for row in catalog.GPUS.values()
+        }
+        return Reply(200, {"dataCenters": catalog.data_centers_json(levels if stock else None)})
+
     # ------------------------------------------------------------------ volumes, money, the rest
 
     @route("GET", "/v2/network-volumes")
@@ -290,6 +308,11 @@ class RunpodCloud(HttpCloud):
         except KeyError as missing:
             return problem(422, "Request validation failed.", [f"$: missing property {missing}"])
         return Reply(201, volume.json())
+
+    @route("GET", "/v2/network-volumes/{id}")
+    def get_volume(self, request: Request, id: str) -> Reply:
+        volume = self.account.volumes.get(id)
+        return Reply(200, volume.json()) if volume else problem(404, "network volume not found")
 
     @route("DELETE", "/v2/network-volumes/{id}")
     def delete_volume(self, request: Request, id: str) -> Reply:

@@ -8,7 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from tests.clouds.vastai_cloud.cloud import VastCloud
-from tests.clouds.vastai_cloud.contracts import Contract
+from tests.clouds.vastai_cloud.contract import Contract
 from tests.clouds.vastai_cloud.market import Host
 from tests.clouds.vastai_cloud.switches import Switches, Times
 

@@ -6,14 +6,17 @@ import itertools
 import json
 import re
 from dataclasses import replace
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from providers.base import Clock
+from tests.clouds.books import Thing
 from tests.clouds.http_cloud import HttpCloud, Reply, Request, route
 from tests.clouds.vastai_cloud import answers
-from tests.clouds.vastai_cloud.contracts import Contract, Contracts
+from tests.clouds.vastai_cloud.contract import Contract
+from tests.clouds.vastai_cloud.contracts import Contracts
 from tests.clouds.vastai_cloud.switches import CREATE_PENALTY_SECONDS, THRESHOLDS, Switches
 
 _OPEN = re.compile(r"/api/v0/(bundles|gpu_names/unique|gpu_types)/?|/results/\d+")
@@ -201,15 +204,15 @@ class Account(HttpCloud):
         )
 
     def _charges(self) -> list[dict[str, Any]]:
-        now = self.clock.now()
+        now = self.clock.now() - timedelta(seconds=self.switches.charges_lag)
         return [
             {
                 "start": int(thing.spans[0].begin.timestamp()),
-                "end": int((thing.gone or now).timestamp()),
+                "end": int(min(thing.gone or now, now).timestamp()),
                 "type": "instance",
                 "source": f"instance-{thing.id}",
                 "description": f"Instance {thing.id} Charges",
-                "amount": float(round(thing.cost(now), 6)),
+                "amount": float(round(_cost_until(thing, now), 6)),
                 "metadata": {"label": thing.name},
                 "items": [],
             }
@@ -311,6 +314,14 @@ class Account(HttpCloud):
     def serverless(self, request: Request) -> Reply:
         """None."""
         return Reply(200, {"success": True, "results": []})
+
+
+def _cost_until(thing: Thing, moment: datetime) -> Decimal:
+    """What it had cost by then."""
+    begun = [span for span in thing.spans if span.begin <= moment]
+    return sum(
+        (replace(s, end=min(s.end or moment, moment)).cost(moment) for s in begun), Decimal()
+    )
 
 
 def _may_itself(request: Request) -> bool:

@@ -15,7 +15,7 @@ from providers.base import Clock
 from tests.clouds.http_cloud import Reply, Request, route
 from tests.clouds.vastai_cloud import answers
 from tests.clouds.vastai_cloud.account import Account
-from tests.clouds.vastai_cloud.contracts import Contract, Gone, TooLow
+from tests.clouds.vastai_cloud.contract import Contract, Gone, TooLow
 from tests.clouds.vastai_cloud.listing import BadList, ListQuery, token
 from tests.clouds.vastai_cloud.market import Ask, BadQuery, found, offer_row
 from tests.clouds.vastai_cloud.rows import instance_row
@@ -209,7 +209,10 @@ class VastCloud(Account):
     @route("GET", "/api/v0/instances/filters")
     def list_filters(self, request: Request) -> Reply:
         """What the table view asks for first."""
-        return Reply(200, {"success": True, "filters": {"label": [], "gpu_name": []}})
+        columns = ("actual_status", "verification", "gpu_name")
+        rows = [self._row(one) for one in self._visible()]
+        shown = [{column: row[column] for column in columns} for row in rows]
+        return Reply(200, {"success": True, "filters": shown})
 
     @route("GET", "/api/v0/instances/count")
     def count(self, request: Request) -> Reply:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import secrets
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -15,73 +13,12 @@ from typing import Any
 from providers.base import Clock
 from tests.clouds.books import Books
 from tests.clouds.rented import Card, Rented
+from tests.clouds.vastai_cloud.contract import Contract, Gone, TooLow
 from tests.clouds.vastai_cloud.market import HOURS_A_MONTH, Ask, Host, asks_of
 from tests.clouds.vastai_cloud.switches import Switches
 from tests.remote.relay import Relay
 
-_GPU_METER = ("running", "frozen")
 _PYTHON = '#!/bin/sh\nexec python3 "$@"\n'  # images with PyTorch have it under that name too
-
-
-@dataclass
-class Contract:
-    """One instance. Money is in USD an hour, for the whole of it."""
-
-    id: int
-    ask: Ask
-    body: dict[str, Any]  # of the create call
-    bid: Decimal | None
-    base: Decimal
-    storage: Decimal
-    created: datetime
-    end_date: float
-    ssh_keys: list[dict[str, Any]]
-    key: str = field(default_factory=lambda: secrets.token_hex(32))
-    label: str | None = None
-    actual: str | None = None
-    intended: str = "running"
-    cur: str = "running"
-    next: str = "running"
-    status_msg: str | None = None
-    ports: bool = False
-    host_down: bool = False
-    waits: bool = False  # for its GPUs, and starts by itself
-    started: datetime | None = None
-    turn: int = 0  # steps that were planned for an earlier turn do not happen
-    machine: Rented | None = None
-    proxy: Relay | None = None
-
-    @property
-    def disk(self) -> float:
-        """GB."""
-        return float(self.body.get("disk") or 8)
-
-    @property
-    def rate(self) -> Decimal:
-        """What it costs now."""
-        if self.host_down:
-            return Decimal(0)
-        metered = self.cur == "running" and self.actual in _GPU_METER
-        return self.storage + (self.base if metered else 0)
-
-    @property
-    def env(self) -> dict[str, str]:
-        """What the caller put into its environment; ports are none of it."""
-        given = self.body.get("env")
-        pairs = given.items() if isinstance(given, dict) else ()
-        return {str(k): str(v) for k, v in pairs if not str(k).startswith("-")}
-
-
-class TooLow(Exception):
-    """The bid is below the floor; the instance exists all the same, stopped."""
-
-    def __init__(self, contract: Contract) -> None:
-        super().__init__(contract.id)
-        self.contract = contract
-
-
-class Gone(Exception):
-    """The offer is not available."""
 
 
 class Contracts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.clouds.vastai_cloud.contracts import Contract
+from tests.clouds.vastai_cloud.contract import Contract
 from tests.clouds.vastai_cloud.market import offer_row
 from tests.clouds.vastai_cloud.switches import Switches
 

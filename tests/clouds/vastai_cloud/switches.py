@@ -42,6 +42,7 @@ class Switches:
     filters_ignored: frozenset[str] = frozenset()  # columns that searches do not honour
     odd_rows: frozenset[str] = frozenset()  # columns that are null in offers and instances
     null_when_empty: bool = False  # an empty list is {"instances": null}
+    charges_lag: float = 0  # seconds that charges are behind
     direct_works: bool = True
     proxy_works: bool = True
 

@@ -1,0 +1,181 @@
+"""The emulated Vast.ai by itself: what our adapter never asks for, and what things cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+import requests
+
+from tests.clouds.memory_cloud import HandClock
+from tests.clouds.vastai_cloud import Contract, VastCloud, usual_hosts
+
+BODY = {"image": "x", "disk": 40, "label": "l"}
+
+
+@pytest.fixture
+def clock() -> HandClock:
+    return HandClock(datetime(2026, 11, 21, tzinfo=UTC))
+
+
+@pytest.fixture
+def cloud(clock: HandClock) -> Iterator[VastCloud]:
+    with VastCloud(clock=clock) as made:
+        made.contracts.hosts = usual_hosts()
+        yield made
+
+
+def call(
+    cloud: VastCloud, method: str, path: str, body: Any = None, *, key: str | None = None
+) -> requests.Response:
+    """Ask as a client does."""
+    headers = {"Authorization": f"Bearer {cloud.key if key is None else key}"} if key != "" else {}
+    url = f"{cloud.url}/api/{path}"
+    return requests.request(
+        method, url, json=body, headers=headers, timeout=5, allow_redirects=False
+    )
+
+
+def rented(cloud: VastCloud, clock: HandClock, ask: int = 10100, **more: Any) -> Contract:
+    """One that runs."""
+    made = call(cloud, "PUT", f"v0/asks/{ask}/", {**BODY, **more}).json()
+    clock.pass_time(100)
+    call(cloud, "GET", "v1/instances/")
+    return cloud.contracts.all[made["new_contract"]]
+
+
+def test_the_key_of_an_instance_reaches_that_instance_only(
+    cloud: VastCloud, clock: HandClock
+) -> None:
+    own, other = rented(cloud, clock), rented(cloud, clock, 10200)
+    key = own.key
+    for method, path, body in (
+        ("GET", "v1/instances/", None),
+        ("GET", f"v0/instances/{other.id}/", None),
+        ("DELETE", f"v0/instances/{other.id}/", {}),
+        ("PUT", f"v0/instances/{own.id}/", {"label": "x"}),
+        ("PUT", "v0/asks/10300/", BODY),
+        ("GET", "v0/users/current/", None),
+    ):
+        assert call(cloud, method, path, body, key=key).status_code == 403, path
+    assert call(cloud, "GET", f"v0/instances/{own.id}/", key=key).json()["instances"]["id"]
+    stop = {"state": "stopped"}
+    assert call(cloud, "PUT", f"v0/instances/{own.id}/", stop, key=key).json()["success"]
+    assert call(cloud, "DELETE", f"v0/instances/{own.id}/", {}, key=key).json()["success"]
+    assert list(cloud.contracts.all) == [other.id]
+
+
+def test_gpus_are_metered_while_they_run_and_storage_always(
+    cloud: VastCloud, clock: HandClock
+) -> None:
+    contract = rented(cloud, clock)  # 5 s and 30 s until it runs, 65 s of running
+    base, storage = Decimal("0.40"), Decimal("0.15") * 40 / 720
+    billed = cloud.contracts.books.billed(str(contract.id), clock.now())
+    assert billed == pytest.approx(storage * 100 / 3600 + base * 65 / 3600)
+    call(cloud, "PUT", f"v0/instances/{contract.id}/", {"state": "stopped"})
+    clock.pass_time(3600)
+    later = cloud.contracts.books.billed(str(contract.id), clock.now())
+    assert later - billed == pytest.approx(storage)
+    cloud.contracts.host_down(contract.id)
+    clock.pass_time(3600)
+    assert cloud.contracts.books.billed(str(contract.id), clock.now()) == later
+
+
+def test_without_cancelling_a_taken_offer_leaves_a_stopped_instance(
+    cloud: VastCloud, clock: HandClock
+) -> None:
+    cloud.switches.taken_at_create = 2
+    assert call(cloud, "PUT", "v0/asks/10100/", {**BODY, "cancel_unavail": True}).status_code == 410
+    made = call(cloud, "PUT", "v0/asks/10100/", {**BODY, "cancel_unavail": False}).json()
+    row = call(cloud, "GET", f"v0/instances/{made['new_contract']}/").json()["instances"]
+    states = (row["actual_status"], row["intended_status"], row["cur_state"], row["next_state"])
+    assert states == (None, "running", "stopped", "running")
+    assert len(cloud.contracts.books.open()) == 1
+
+
+def test_a_restart_may_be_queued(cloud: VastCloud, clock: HandClock) -> None:
+    contract = rented(cloud, clock)
+    call(cloud, "PUT", f"v0/instances/{contract.id}/", {"state": "stopped"})
+    cloud.switches.restart_queued = True
+    said = call(cloud, "PUT", f"v0/instances/{contract.id}/", {"state": "running"}).json()
+    assert said["success"]
+    assert "state change queued" in said["msg"]
+    assert contract.cur == "stopped"
+
+
+def test_on_demand_moves_bids_and_higher_bids_lower_ones(
+    cloud: VastCloud, clock: HandClock
+) -> None:
+    low = rented(cloud, clock, price=0.25)
+    high = rented(cloud, clock, price=0.3)
+    assert (low.cur, high.cur) == ("stopped", "running")
+    rented(cloud, clock)
+    assert high.cur == "stopped"
+    said = call(cloud, "PUT", "v0/asks/10100/", {**BODY, "price": 0.35, "cancel_unavail": True})
+    assert said.status_code == 410  # on-demand is not outbid
+
+
+@pytest.mark.parametrize(("how", "status"), [("410", 410), ("200", 200)])
+def test_the_old_list_is_retired(cloud: VastCloud, how: str, status: int) -> None:
+    cloud.switches.v0_list = how  # type: ignore[assignment]
+    said = call(cloud, "GET", "v0/instances/")
+    assert (said.status_code, said.json()["error"]) == (status, "deprecated_endpoint")
+    cloud.switches.v0_list = "ok"
+    assert call(cloud, "GET", "v0/instances/").json() == {"instances": []}
+
+
+@pytest.mark.parametrize(
+    ("query", "error"),
+    [
+        ({"select_filters": '{"dph_total": {"gt": 1}}'}, "not a valid search key"),
+        ({"select_filters": "{"}, "query parameters"),
+        ({"after_token": "nonsense"}, "pagination token"),
+    ],
+)
+def test_lists_that_are_asked_for_wrongly(
+    cloud: VastCloud, query: dict[str, str], error: str
+) -> None:
+    headers = {"Authorization": f"Bearer {cloud.key}"}
+    said = requests.get(f"{cloud.url}/api/v1/instances/", params=query, headers=headers, timeout=5)
+    assert said.status_code == 400
+    assert error in said.json()["msg"]
+
+
+def test_a_path_without_its_slash_may_be_redirected(cloud: VastCloud) -> None:
+    cloud.switches.slash_308 = True
+    said = call(cloud, "GET", "v0/users/current")
+    assert (said.status_code, said.headers["Location"]) == (308, "/api/v0/users/current/")
+
+
+def test_creating_too_often_is_punished(cloud: VastCloud, clock: HandClock) -> None:
+    cloud.switches.pacing = 1
+    assert call(cloud, "PUT", "v0/asks/10100/", BODY).status_code == 200
+    clock.pass_time(4)
+    assert call(cloud, "PUT", "v0/asks/10200/", BODY).status_code == 429
+    clock.pass_time(5)
+    assert call(cloud, "PUT", "v0/asks/10200/", BODY).status_code == 429
+    clock.pass_time(12)
+    assert call(cloud, "PUT", "v0/asks/10200/", BODY).status_code == 200
+
+
+def test_searching_needs_no_key_but_no_wrong_one_either(cloud: VastCloud) -> None:
+    assert call(cloud, "POST", "v0/bundles/", {}, key="").json()["offers"]
+    assert call(cloud, "POST", "v0/bundles/", {}, key="wrong").status_code == 404
+    said = requests.post(f"{cloud.url}/api/v0/bundles/", data="{", timeout=5)
+    assert (said.status_code, said.json()["msg"]) == (400, "Invalid json body")
+
+
+def test_numbers_may_come_as_texts_and_ids_match_nothing(cloud: VastCloud) -> None:
+    def ids(query: dict[str, Any]) -> set[int]:
+        offers = call(cloud, "POST", "v0/bundles/", query).json()["offers"]
+        return {row["id"] for row in offers}
+
+    assert ids({"num_gpus": {"eq": "4"}, "gpu_name": {"eq": "RTX 4090"}}) == {10306}
+    assert ids({"id": {"eq": 10306}}) == set()
+    assert ids({"ask_contract_id": {"eq": 10306}}) == {10306}
+    assert ids({"geolocation": {"in": ["US"]}}) == {10200}
+    assert len(json.dumps(sorted(ids({"limit": 3})))) > 2
