@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -128,13 +129,16 @@ def _in_region(aws: Aws, notes: Notes, region: str, want: Want, now: datetime) -
     on_demand = [row.id.split(":")[2] for row in rows if not row.spot]
     if not rows:
         return []
-    month = aws_prices.disk_month(aws, notes, region)
-    beside = aws_prices.beside_hour(want.disk_gb, month)
+    # Three questions that do not wait for each other.
+    with ThreadPoolExecutor(3) as pool:
+        asked_month = pool.submit(aws_prices.disk_month, aws, notes, region)
+        asked_spot = pool.submit(aws_prices.spot_prices, aws, region, spot, now)
+        asked_list = pool.submit(aws_prices.on_demand_prices, aws, notes, region, on_demand)
+    beside = aws_prices.beside_hour(want.disk_gb, asked_month.result())
     cheapest: dict[str, Decimal] = {}
-    if spot:
-        for (name, _), price in aws_prices.spot_prices(aws, region, spot, now).items():
-            cheapest[name] = min(price, cheapest.get(name, price))
-    listed = aws_prices.on_demand_prices(aws, notes, region, on_demand) if on_demand else {}
+    for (name, _), price in asked_spot.result().items():
+        cheapest[name] = min(price, cheapest.get(name, price))
+    listed = asked_list.result()
     found = []
     for row in rows:
         name = row.id.split(":")[2]

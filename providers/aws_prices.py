@@ -36,6 +36,8 @@ def spot_prices(
 ) -> dict[tuple[str, str], Decimal]:
     """Return (type, zone) -> USD an hour of every pool that is sold. Raises ProviderError."""
     found: dict[tuple[str, str], tuple[datetime, Decimal]] = {}
+    if not types:
+        return {}
     with said(f"AWS did not tell the spot prices in {region}"):
         pages = aws.ec2(region).get_paginator("describe_spot_price_history")
         rows: Iterable[Mapping[str, Any]] = (

@@ -78,8 +78,10 @@ class HetznerProvider:
         self._clock = clock
         self._api = Api(lambda: token(environ), endpoint(environ), clock, timeouts)
         self._listed = Shared[Sequence[Machine]]()
+        self._left = Shared[Sequence[Leftover]]()
         self._prices: tuple[float, Prices] | None = None
         self._actions: dict[str, tuple[int, ...]] = {}  # of servers that we made and that boot
+        self._deleted: set[str] = set()  # whose deletion was accepted
 
     @classmethod
     def from_environment(
@@ -308,10 +310,13 @@ class HetznerProvider:
                 return "absent already"
             raise
         self._actions.pop(provider_id, None)
+        self._deleted.add(provider_id)
         action = said.get("action") or {}
         return f"{action.get('command', 'delete_server')} {action.get('status', 'accepted')}"
 
     def _is_going(self, provider_id: str) -> bool:
+        if provider_id in self._deleted:
+            return True
         try:
             return bool(self._server(provider_id).get("status") == "deleting")
         except NotFound:
@@ -332,11 +337,13 @@ class HetznerProvider:
 
     def leftovers(self) -> Sequence[Leftover]:
         """Addresses, volumes and snapshots with our mark that belong to no server."""
-        return find_leftovers(self._rows, self._known_prices(), eur_usd(self._environ))
+        rate = eur_usd(self._environ)
+        return self._left.get(lambda: find_leftovers(self._rows, self._known_prices(), rate))
 
     def remove(self, leftover: Leftover) -> None:
         """Delete one of those."""
         remove_leftover(self._api, leftover)
+        self._left = Shared()  # an answer that is under way may still show it
 
     # ------------------------------------------------------------------ money and health
 

@@ -42,7 +42,7 @@ from providers.http_client import Answer
 from providers.runpod_client import RunpodClient, read_refusal, refusal
 from providers.runpod_health import Funds, ask_funds, findings
 from providers.runpod_offers import COMMUNITY, SECURE
-from providers.runpod_pods import body_of, machine_of, moment
+from providers.runpod_pods import IMAGE_CUDA, body_of, machine_of, moment
 from providers.shared_call import SharedCall
 
 _CATALOG = "/v2/catalog/gpus"
@@ -109,10 +109,13 @@ class RunpodProvider:
                 "--spot it sells on-demand GPU containers."
             )
         count = want.gpu_count if want.gpus else 1
-        stock = {"include": "AVAILABILITY", "product": "POD"}
+        stock: dict[str, Any] = {"include": "AVAILABILITY", "product": "POD"}
+        cards = {**stock, "count": count}
+        if want.image is None:
+            cards["minCudaVersion"] = IMAGE_CUDA
         questions: list[tuple[str, str, dict[str, Any]]] = [
-            (_CATALOG, "gpus", {**stock, "count": count, "cloud": SECURE}),
-            (_CATALOG, "gpus", {**stock, "count": count, "cloud": COMMUNITY}),
+            (_CATALOG, "gpus", {**cards, "cloud": SECURE}),
+            (_CATALOG, "gpus", {**cards, "cloud": COMMUNITY}),
         ]
         if not want.gpus:
             questions.append(("/v2/catalog/cpus", "cpus", stock))

@@ -13,6 +13,7 @@ from providers.runpod_offers import Choice, canonical, disk_of, money, price_of,
 from providers.runpod_self_end import command
 
 IMAGE = "runpod/pytorch:1.0.2-cu1281-torch280-ubuntu2404"
+IMAGE_CUDA = "12.8"  # what its hosts' drivers must be able to run
 OFFICIAL = "runpod/"  # their images start sshd by themselves
 SSH_PORT = 22
 
@@ -72,7 +73,9 @@ def body_of(order: Order, choice: Choice, ssh_port: int = SSH_PORT) -> dict[str,
         "env": env,
     }
     if choice.has_gpu:
-        body["gpu"] = {"id": choice.kind, "count": choice.count}
+        body["gpu"] = {"id": choice.kind, "count": choice.count}  # without a count: "none left"
+        if order.image is None:
+            body["gpu"]["minCudaVersion"] = IMAGE_CUDA
     else:
         body["cpu"] = {"id": choice.kind, "vcpuCount": choice.count}
     if choice.place is not None:

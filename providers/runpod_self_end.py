@@ -42,9 +42,9 @@ def _source() -> str:
     return Path(__file__).read_text(encoding="utf-8")
 
 
-def found_there(name: str, places: tuple[str, ...] = PLACES) -> str:
+def found_there(name: str) -> str:
     """Return a variable of the container; "" when it has none."""
-    for place in places:
+    for place in PLACES:
         try:
             text = Path(place).read_bytes().decode(errors="replace")
         except OSError:

@@ -148,6 +148,7 @@ class VastClient:
     def _need_key(self) -> None:
         if not self._key:
             raise AuthFailed(f"Vast.ai needs a key: set {KEY}, or run `vastai set api-key`.")
+        import requests  # noqa: F401  # takes a while, which must not pass between pace and call
 
 
 def is_absence(answer: Answer) -> bool:

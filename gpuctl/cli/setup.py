@@ -52,15 +52,34 @@ def init(folder: Path, schema: bool, force: bool, as_json: bool) -> None:
     line(f"  gpuctl run {file}")
 
 
-@click.command(epilog=example("gpuctl doctor", "gpuctl doctor --provider local --json"))
+@click.command(
+    epilog=example(
+        "gpuctl doctor",
+        "gpuctl doctor --provider local --json",
+        "gpuctl doctor --aws-policy > gpuctl-policy.json",
+    )
+)
 @click.option("--provider", "providers", multiple=True, metavar="P", help="Only these. Repeatable.")
+@click.option(
+    "--aws-policy",
+    is_flag=True,
+    help="Print the IAM policy with the least rights that gpuctl needs on AWS, and stop.",
+)
 @json_option
-def doctor(providers: tuple[str, ...], as_json: bool) -> None:
+def doctor(providers: tuple[str, ...], aws_policy: bool, as_json: bool) -> None:
     """Check home, ledger, guards, clock, and every provider's key, rights and balance.
 
     Rents nothing. Exit 4 when the key of a provider that was named does not work, 1 when
     something on this computer is wrong.
     """
+    if aws_policy:
+        from providers.aws_policy import policy
+
+        if as_json:
+            emit(policy())
+        else:
+            write(json.dumps(policy(), indent=2) + "\n")
+        return
     from gpuctl.fleet.health import check_all
 
     with Terminal() as terminal, opened(terminal.say) as fleet:

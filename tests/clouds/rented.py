@@ -152,9 +152,12 @@ class Rented:
     def kill(self) -> None:
         """End everything there at once."""
         if self._init is not None:
+            first = self._first
             with suppress(ProcessLookupError):
                 os.killpg(self._init.pid, signal.SIGKILL)
-            self._init.wait(_SECONDS)  # with pid 1 dead, the kernel kills the rest
+            self._init.wait(_SECONDS)
+            # The kernel kills the rest with its pid 1, and lets that go when all are dead.
+            assert until(lambda: _is_dead(first), _SECONDS), "the machine does not die"
             self._init = None
         if self._relay is not None:
             self._relay.close()
@@ -220,9 +223,17 @@ class Rented:
 
     @property
     def _entering(self) -> list[str]:
+        assert self._first is not None, "it does not run"
+        return ["nsenter", "--target", self._first, "--mount", "--pid", "--wd=/root", "--"]
+
+    @property
+    def _first(self) -> str | None:
+        """Its pid 1, by the number that it has here; None when there is none."""
         assert self._init is not None, "it does not run"
-        [child] = Path(f"/proc/{self._init.pid}/task/{self._init.pid}/children").read_text().split()
-        return ["nsenter", "--target", child, "--mount", "--pid", "--wd=/root", "--"]
+        children = Path(f"/proc/{self._init.pid}/task/{self._init.pid}/children")
+        with suppress(OSError):
+            return next(iter(children.read_text().split()), None)
+        return None
 
     def _write_programs(self) -> None:
         programs = dict(self.programs)
@@ -232,6 +243,17 @@ class Rented:
             file = self.folder / "bin" / name
             file.write_text(script)
             file.chmod(0o755)
+
+
+def _is_dead(pid: str | None) -> bool:
+    """Whether a process is gone, or waits for its parent to take notice."""
+    try:
+        return (
+            pid is None
+            or Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        )
+    except OSError:
+        return True
 
 
 def _nvidia_smi(card: Card) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -50,13 +50,13 @@ def test_a_reap_of_many_stays_within_the_limit(
         cloud.project.servers[int(number)].facts["labels"] = labels_of(mark)
     foreign = cloud.add_foreign()
     clock.pass_time(60)
-    began = clock.now()
     assert len(audit(own).unaccounted) == MANY
     reaped = reap(own)
     assert reaped.errors == ()
     assert len(reaped.receipts) == MANY
     assert list(cloud.bills("server")) == [foreign]
-    refused = [line for line in cloud.log if line.status == 429]
-    took = clock.now() - began
-    print(len(cloud.log), "requests,", len(refused), "refused,", took)
-    assert took < timedelta(hours=2)
+    assert [line for line in cloud.log if line.status == 429] == []
+    # A deletion, two looks at it and at the list (shared by those who end one at the same time),
+    # and now and then a push: with eight at a time, an hour's requests and what comes back while
+    # the listing settles are enough.
+    assert len(cloud.log) < 10 * MANY

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,7 @@ from providers import http_client
 from providers.base import (
     Ambiguous,
     AuthFailed,
+    Clock,
     InsufficientFunds,
     InvalidRequest,
     Machine,
@@ -30,6 +32,7 @@ from providers.base import (
     RateLimited,
     SshAccess,
     State,
+    SystemClock,
     Unsupported,
     Want,
 )
@@ -63,7 +66,7 @@ def runpod(cloud: RunpodCloud, clock: HandClock) -> RunpodProvider:
     return provider_of(cloud, clock)
 
 
-def provider_of(cloud: RunpodCloud, clock: HandClock, **settings: str) -> RunpodProvider:
+def provider_of(cloud: RunpodCloud, clock: Clock, **settings: str) -> RunpodProvider:
     environ = {"HOME": "/nonexistent", **main_settings(cloud), **settings}
     return RunpodProvider.from_environment(environ, home=Path("/nonexistent"), clock=clock)
 
@@ -189,6 +192,16 @@ def test_more_gpus_than_a_machine_has_are_not_offered(runpod: RunpodProvider) ->
     assert runpod.offers(replace(RTX_4090, gpu_count=9)) == []
 
 
+def test_all_questions_are_asked_at_once() -> None:
+    with RunpodCloud() as far:
+        made = provider_of(far, SystemClock())
+        far.switches.latency = 0.3
+        began = time.monotonic()
+        assert made.offers(Want())
+        assert time.monotonic() - began < 0.6  # three questions, not one after the other
+        assert len(far.log) == 3
+
+
 # ---------------------------------------------------------------------------- the create
 
 
@@ -197,7 +210,8 @@ def test_what_is_sent(cloud: RunpodCloud, runpod: RunpodProvider) -> None:
     runpod.create(asked)
     [sent] = cloud.requests("POST", "/v2/pods")
     body = json.loads(sent.body)
-    assert body["gpu"] == {"id": "NVIDIA GeForce RTX 4090", "count": 1}
+    cuda = {"minCudaVersion": "12.8"}  # the image's
+    assert body["gpu"] == {"id": "NVIDIA GeForce RTX 4090", "count": 1, **cuda}
     assert (body["name"], body["image"], body["disk"]) == (asked.name, IMAGE, 21)
     assert body["ports"] == ["22/tcp"]
     assert body["env"]["PUBLIC_KEY"] == body["env"]["SSH_PUBLIC_KEY"] == KEY_LINE
@@ -214,6 +228,7 @@ def test_an_image_of_somebody_elses_is_given_an_sshd(
     first, second = (json.loads(sent.body) for sent in cloud.requests("POST", "/v2/pods"))
     assert first["args"].startswith("bash -c '")
     assert "openssh-server" in first["args"]
+    assert "minCudaVersion" not in first["gpu"]
     assert "args" not in second
     assert second["ports"] == ["2222/tcp"]
     clock.pass_time(60)

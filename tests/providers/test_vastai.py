@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
+import ast
 import json
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from providers import http_client, vastai
+from providers import http_client
 from providers.base import (
     Ambiguous,
-    AuthFailed,
     InsufficientFunds,
     InvalidRequest,
     NoCapacity,
-    NotFound,
     PriceChanged,
-    ProviderError,
-    RateLimited,
     State,
     Want,
 )
+from providers.vastai_boot import END_PROGRAM
 from providers.vastai_machines import STATES, read_state
 from tests.clouds.http_cloud import Fault, Reply
 from tests.conformance.provider_suite import Bench, ProviderSuite
@@ -69,14 +65,7 @@ class TestVastAi(ProviderSuite):
     def within_limits(self, vast: VastBench) -> Iterator[None]:
         yield
         assert vast.cloud.refused == []
-
-
-def ready(vast: VastBench, *, spot: bool = False) -> str:
-    """Rent one and wait until it runs; return its id."""
-    machine = vast.provider.create(vast.order(spot=spot))
-    vast.clock.pass_time(200)
-    assert vast.provider.get(machine.provider_id).state is State.READY
-    return machine.provider_id
+        assert all(agent.startswith("gpuctl/") for agent in vast.cloud.agents)
 
 
 # ---------------------------------------------------------------------------- creating
@@ -284,310 +273,5 @@ def test_a_key_that_could_not_be_attached_at_once_is_attached_later(vast: VastBe
     assert [key["public_key"] for key in contract.ssh_keys] == [KEY]
 
 
-# ---------------------------------------------------------------------------- keys
-
-
-@pytest.mark.parametrize("status", [401, 404])
-def test_a_bad_key_is_never_taken_for_an_absence(vast: VastBench, status: int) -> None:
-    id, order = ready(vast), vast.order()
-    vast.cloud.switches.bad_key_status = status  # type: ignore[assignment]
-    stranger = vast.again(VAST_API_KEY="wrong")
-    verbs = (
-        stranger.list,
-        lambda: stranger.get(id),
-        lambda: stranger.destroy(id),
-        lambda: stranger.offers(RTX),
-        lambda: stranger.create(order),
-        stranger.check,
-        stranger.leftovers,
-    )
-    for verb in verbs:
-        with pytest.raises(AuthFailed) as caught:
-            verb()
-        assert "wrong" not in str(caught.value)
-    assert list(vast.books()) == [id]
-
-
-def test_a_session_that_expired_is_a_bad_key(vast: VastBench) -> None:
-    told = {"success": False, "msg": "Session expired. Please log in again."}
-    fault = Fault("/v1/instances", how="answer", reply=Reply(404, told))
-    vast.cloud.faults.append(fault)
-    with pytest.raises(AuthFailed, match="expired"):
-        vast.provider.list()
-
-
-def test_a_key_that_may_only_read(vast: VastBench) -> None:
-    id = ready(vast)
-    vast.cloud.readers.add("reader")
-    reader = vast.again(VAST_API_KEY="reader")
-    assert len(reader.list()) == 1
-    with pytest.raises(AuthFailed, match="right"):
-        reader.destroy(id)
-    assert list(vast.books()) == [id]
-
-
-def test_keys_are_found_where_the_official_tool_keeps_them(tmp_path: Path) -> None:
-    home = tmp_path / "h"
-    old, new = home / ".vast_api_key", home / ".config/vastai/vast_api_key"
-    new.parent.mkdir(parents=True)
-
-    def key(**more: str) -> str | None:
-        return vastai.read_settings({"HOME": str(home), **more}).key
-
-    assert key() is None
-    old.write_text("old\n")
-    assert key() == "old"
-    new.write_text("new\n")
-    assert key() == "new"
-    assert key(VAST_API_KEY="mine") == "mine"
-    assert key(XDG_CONFIG_HOME=str(tmp_path / "elsewhere")) == "old"
-
-
-# ---------------------------------------------------------------------------- limits
-
-
-@pytest.mark.parametrize("form", ["text", "detail", "error"])
-@pytest.mark.parametrize("header", [None, "7"])
-def test_reads_wait_out_a_429(vast: VastBench, form: str, header: str | None) -> None:
-    vast.cloud.switches.too_many = form  # type: ignore[assignment]
-    vast.cloud.switches.retry_after = header
-    vast.cloud.gate(_list_of(vast))  # somebody else with this key has just asked
-    assert vast.provider.list() == []
-    assert len(vast.cloud.refused) == 1
-    assert max(vast.clock.slept) >= (7 if header else 1)
-
-
-def _list_of(vast: VastBench):  # type: ignore[no-untyped-def]
-    from tests.clouds.http_cloud import Request
-
-    headers = {"authorization": f"Bearer {vast.cloud.key}"}
-    return Request("GET", "/api/v1/instances/", {}, headers, b"")
-
-
-def test_a_429_that_asks_for_ten_minutes_is_told_at_once(vast: VastBench) -> None:
-    vast.cloud.switches.retry_after = "600"
-    vast.cloud.gate(_list_of(vast))
-    with pytest.raises(RateLimited) as caught:
-        vast.provider.list()
-    assert caught.value.retry_after == 600
-    assert len(vast.cloud.refused) == 1
-
-
-def test_a_429_on_destroy_makes_the_next_one_wait(vast: VastBench) -> None:
-    id = ready(vast)
-    reply = Reply(429, {"detail": "API requests too frequent endpoint threshold=3.0"})
-    vast.cloud.faults.append(Fault("/instances/", "DELETE", how="answer", reply=reply))
-    with pytest.raises(RateLimited):
-        vast.provider.destroy(id)
-    before = vast.clock.now()
-    assert vast.provider.destroy(id) == "200 destroyed"
-    assert (vast.clock.now() - before).total_seconds() >= 3
-    assert vast.books() == {}
-
-
-def test_searches_that_are_used_up_are_told_with_the_time_to_wait(vast: VastBench) -> None:
-    for _ in range(5):
-        vast.provider.offers(RTX)
-    with pytest.raises(RateLimited, match="10 such calls") as caught:
-        vast.provider.offers(RTX)
-    assert 12 < caught.value.retry_after <= 61
-    vast.clock.pass_time(caught.value.retry_after)
-    assert vast.provider.offers(RTX)
-    assert vast.cloud.refused == []
-
-
-def test_the_days_searches_are_used_up(vast: VastBench) -> None:
-    vast.cloud.switches.search_quota = True
-    with pytest.raises(RateLimited, match="search_quota_exceeded"):
-        vast.provider.offers(RTX)
-    assert len(vast.cloud.requests("POST", "/bundles/")) == 1
-
-
-def test_two_processes_keep_the_pace_together(vast: VastBench) -> None:
-    other = vast.again()
-    for _ in range(3):
-        vast.provider.list()
-        other.list()
-    assert vast.cloud.refused == []
-
-
-def test_a_home_that_cannot_be_written_keeps_nobody_from_ending(vast: VastBench) -> None:
-    id = ready(vast)
-    pace = vast.home / "vastai"
-    for file in pace.iterdir():
-        file.unlink()
-    pace.rmdir()
-    pace.write_text("a file where a folder should be")
-    vast.provider.list()
-    vast.provider.list()
-    assert vast.provider.destroy(id) == "200 destroyed"
-    assert vast.cloud.refused == []
-
-
-# ---------------------------------------------------------------------------- listing
-
-
-def rent_many(vast: VastBench, count: int) -> None:
-    """So many instances of another tool."""
-    host = vast.cloud.contracts.hosts[0]
-    vast.cloud.contracts.credit = Decimal(10**6)
-    for number in range(count):
-        ask = vast.cloud.contracts.asks()[0]
-        vast.cloud.contracts.hosts[0] = replace(host, id=10_000 + number)
-        ask = vast.cloud.contracts.asks()[0]
-        vast.cloud.contracts.rent(ask, {"image": "x", "label": f"n{number}"}, None, ())
-
-
-def test_500_instances_are_listed_within_the_pace_and_no_slower(vast: VastBench) -> None:
-    rent_many(vast, 500)
-    before = vast.clock.now()
-    assert len(vast.provider.list()) == 500
-    took = (vast.clock.now() - before).total_seconds()
-    assert vast.cloud.refused == []
-    assert took <= 20 * 1.1  # 20 pages, a second apart
-
-
-def test_who_waits_for_the_same_list_shares_it(vast: VastBench) -> None:
-    rent_many(vast, 60)
-    gate = threading.Event()
-    serve = vast.cloud.serve
-    vast.cloud.serve = lambda request: gate.wait(10) and serve(request)  # type: ignore[method-assign, assignment, return-value]
-    with ThreadPoolExecutor(9) as pool:
-        lists = [pool.submit(vast.provider.list) for _ in range(9)]
-        assert until(lambda: sum(one.running() for one in lists) == 9, 5)
-        gate.set()
-        assert all(len(one.result(20)) == 60 for one in lists)
-    assert len(vast.cloud.requests("GET", "/v1/instances")) <= 3 * 3
-
-
-def test_a_short_list_is_not_taken_for_the_whole(vast: VastBench) -> None:
-    rent_many(vast, 30)
-    vast.cloud.switches.list_short = 1
-    with pytest.raises(Ambiguous, match="of 30 instances"):
-        vast.provider.list()
-
-
-@pytest.mark.parametrize("answer", ["410", "200"])
-def test_a_retired_list_is_not_an_empty_account(vast: VastBench, answer: str) -> None:
-    """The one that we use might be retired as the one before was."""
-    body = {"success": False, "error": "deprecated_endpoint", "msg": "Use another."}
-    fault = Fault("/v1/instances", how="answer", reply=Reply(int(answer), body), times=None)
-    vast.cloud.faults.append(fault)
-    with pytest.raises(Ambiguous, match="retired"):
-        vast.provider.list()
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"null",
-        b"[]",
-        b"{}",
-        b'{"instances": null}',
-        b'{"instances": {}}',
-        b'{"instances": [1]}',
-        b'{"success": false, "instances": []}',
-        b"<html>",
-    ],
-)
-def test_an_odd_list_is_not_an_empty_one(vast: VastBench, body: bytes) -> None:
-    fault = Fault("/v1/instances", how="answer", reply=Reply(200, body), times=None)
-    vast.cloud.faults.append(fault)
-    with pytest.raises(Ambiguous):
-        vast.provider.list()
-
-
-def test_an_empty_account_may_say_null(vast: VastBench) -> None:
-    vast.cloud.switches.null_when_empty = True
-    assert vast.provider.list() == []
-
-
-def test_lists_that_lag_and_lie_are_told_as_they_come(vast: VastBench) -> None:
-    """Fleet settles such doubts: two looks, a settling period apart, at both calls."""
-    vast.cloud.switches.times.list_lag = 20
-    machine = vast.provider.create(vast.order())
-    assert (machine.state, machine.price_hour) == (State.BOOTING, None)
-    assert vast.provider.list() == []
-    vast.clock.pass_time(vast.provider.capabilities.settle_seconds)
-    assert [one.name for one in vast.provider.list()] == [NAME]
-    vast.cloud.switches.list_lies_empty = vast.cloud.switches.get_lies_null = 1
-    assert vast.provider.list() == []
-    with pytest.raises(NotFound):
-        vast.provider.get(machine.provider_id)
-    assert vast.provider.get(machine.provider_id).name == NAME
-
-
-def test_odd_columns_cost_only_what_they_tell(vast: VastBench) -> None:
-    id = ready(vast)
-    vast.cloud.switches.odd_rows = frozenset(
-        {"ports", "extra_env", "start_date", "cpu_cores", "cpu_cores_effective", "geolocation"}
-    )
-    [found] = vast.provider.list()
-    assert (found.provider_id, found.name, found.state) == (id, NAME, State.READY)
-    assert found.region == "SE"
-    assert vast.provider.offers(RTX)[0].region == "unknown"
-
-
-# ---------------------------------------------------------------------------- ending
-
-
-@pytest.mark.parametrize("status", [404, 200])
-def test_a_second_destroy_is_accepted(vast: VastBench, status: int) -> None:
-    id = ready(vast)
-    vast.cloud.switches.second_delete = status  # type: ignore[assignment]
-    before = len(vast.cloud.log)
-    assert vast.provider.destroy(id) == "200 destroyed"
-    assert vast.provider.destroy(id) == f"{status} absent already"
-    assert [one.method for one in vast.cloud.log[before:]] == ["DELETE", "DELETE"]  # no look-up
-
-
-def test_a_destroy_that_is_refused_with_a_200_is_not_accepted(vast: VastBench) -> None:
-    id = ready(vast)
-    body = {"success": False, "msg": "cannot do that now"}
-    vast.cloud.faults.append(Fault("/instances/", "DELETE", how="answer", reply=Reply(200, body)))
-    with pytest.raises(ProviderError, match="cannot do that now"):
-        vast.provider.destroy(id)
-
-
-def test_stopped_bills_on_and_is_not_gone(vast: VastBench) -> None:
-    id = ready(vast)
-    vast.cloud.contracts.stop(vast.cloud.contracts.all[int(id)])
-    found = vast.provider.get(id)
-    assert (found.state, found.reason) == (State.STOPPED, None)
-    before = vast.cloud.contracts.books.billed(id, vast.clock.now())
-    vast.clock.pass_time(3600)
-    assert vast.cloud.contracts.books.billed(id, vast.clock.now()) > before
-    assert [one.provider_id for one in vast.provider.list()] == [id]
-
-
-def test_what_was_billed_is_what_the_books_say(vast: VastBench) -> None:
-    id = ready(vast)
-    vast.clock.pass_time(3600)
-    vast.provider.destroy(id)
-    billed = vast.provider.billed(id)
-    assert billed is not None
-    said = vast.cloud.contracts.books.billed(id, vast.clock.now())
-    assert abs(billed.amount - said) < Decimal("0.0001")
-    assert vast.provider.billed("999999999") is None
-
-
-def test_charges_that_lag_are_not_the_whole_bill(vast: VastBench) -> None:
-    id = ready(vast)
-    vast.cloud.switches.charges_lag = 600
-    vast.clock.pass_time(3600)
-    vast.provider.destroy(id)
-    assert vast.provider.billed(id) is None
-    vast.clock.pass_time(600)
-    assert vast.provider.billed(id) is not None
-
-
-def test_the_clocks_are_compared(vast: VastBench) -> None:
-    clock = type(vast.clock)(vast.clock.now())
-    clock.pass_time(600)
-    settings = {"VAST_URL": vast.cloud.url, "VAST_API_KEY": vast.cloud.key}
-    far = vastai.VastProvider.from_environment(settings, home=vast.home / "x", clock=clock)
-    findings = {one.name: one for one in far.check()}
-    assert not findings["clock"].ok
-    assert "ahead" in findings["clock"].detail
-    assert all(one.ok for one in vast.provider.check())
+def test_what_a_machine_runs_is_python_3_8() -> None:
+    ast.parse(END_PROGRAM, feature_version=(3, 8))

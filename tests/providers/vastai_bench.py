@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from providers.base import Mark, Order, Provider, Want
+from providers.base import Mark, Order, Provider, State, Want
 from providers.registry import create_provider
 from tests.clouds.memory_cloud import HandClock
 from tests.clouds.vastai_cloud import VastCloud, main_settings, usual_hosts
@@ -61,3 +61,11 @@ def vast_bench(home: Path) -> Iterator[VastBench]:
         cloud.switches.pacing = 1
         provider = create_provider("vastai", main_settings(cloud), home=home, clock=clock)
         yield VastBench(cloud, clock, home, provider)
+
+
+def ready(vast: VastBench, *, spot: bool = False) -> str:
+    """Rent one and wait until it runs; return its id."""
+    machine = vast.provider.create(vast.order(spot=spot))
+    vast.clock.pass_time(200)
+    assert vast.provider.get(machine.provider_id).state is State.READY
+    return machine.provider_id

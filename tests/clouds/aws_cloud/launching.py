@@ -190,7 +190,7 @@ def _zone(cloud: AwsCloud, region: str, params: Mapping[str, str]) -> tuple[str,
     """Return zone, zone id, and whether the caller chose it. Raises Refused."""
     backend = ec2_backends[cloud.account][region]
     subnet = params.get("SubnetId") or params.get("NetworkInterface.1.SubnetId")
-    zone = params.get("Placement.AvailabilityZone")
+    zone = params.get("Placement.AvailabilityZone") or None
     subnets = [each for by_zone in backend.subnets.values() for each in by_zone.values()]
     if subnet:
         found = next((each for each in subnets if each.id == subnet), None)

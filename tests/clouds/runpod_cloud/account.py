@@ -110,7 +110,8 @@ class Account:
         if gpu is None or price is None:
             raise Refused(400, "request could not be processed")
         count = body["gpu"]["count"]
-        if count > gpu.most:
+        least = [int(part) for part in body["gpu"].get("minCudaVersion", "0.0").split(".")]
+        if count > gpu.most or least > catalog.CUDA:
             raise Refused(400, NO_INSTANCES)
         return gpu.id, price * count
 

@@ -12,6 +12,7 @@ DATA_CENTERS = {
     "US-TX-3": "US Texas 3",
     "EUR-IS-1": "Europe Iceland 1",
 }
+CUDA = [12, 8]  # of every host
 LEVELS = ("HIGH", "MEDIUM", "LOW")
 
 

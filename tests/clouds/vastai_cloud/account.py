@@ -35,6 +35,7 @@ class Account(HttpCloud):
         self.readers: set[str] = set()  # further keys that may only read
         self.ssh_keys: dict[int, dict[str, Any]] = {}
         self.secrets: dict[str, str] = {}
+        self.agents: set[str] = set()  # how clients call themselves
         self.refused: list[str] = []  # what was limited: method and path
         self._last: dict[tuple[str, str], list[float]] = {}
         self._until: dict[tuple[str, str], float] = {}
@@ -44,6 +45,7 @@ class Account(HttpCloud):
 
     def gate(self, request: Request) -> Reply | None:
         self.contracts.tick()
+        self.agents.add(request.headers.get("user-agent", ""))
         key = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
         limited = self._limited(request, key)
         if limited is not None:
