@@ -179,3 +179,23 @@ def test_numbers_may_come_as_texts_and_ids_match_nothing(cloud: VastCloud) -> No
     assert ids({"ask_contract_id": {"eq": 10306}}) == {10306}
     assert ids({"geolocation": {"in": ["US"]}}) == {10200}
     assert len(json.dumps(sorted(ids({"limit": 3})))) > 2
+
+
+def test_who_has_no_credit_loses_everything_in_the_end(cloud: VastCloud, clock: HandClock) -> None:
+    contract = rented(cloud, clock)
+    cloud.contracts.credit = Decimal(0)
+    call(cloud, "GET", "v1/instances/")
+    assert (contract.cur, len(cloud.contracts.books.open())) == ("stopped", 1)
+    said = call(cloud, "PUT", f"v0/instances/{contract.id}/", {"state": "running"})
+    assert (said.status_code, said.json()["error"]) == (400, "missing_billing")
+    clock.pass_time(48 * 3600)
+    assert call(cloud, "GET", "v1/instances/").json()["instances"] == []
+    assert cloud.contracts.books.open() == {}
+
+
+def test_the_end_of_a_hosts_offer_stops_what_runs_there(cloud: VastCloud, clock: HandClock) -> None:
+    cloud.contracts.hosts[0].days_left = 0.5
+    contract = rented(cloud, clock)
+    clock.pass_time(12 * 3600)
+    call(cloud, "GET", "v1/instances/")
+    assert (contract.cur, contract.actual) == ("stopped", "exited")

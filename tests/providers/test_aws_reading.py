@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import boto3
@@ -15,7 +16,8 @@ from tests.clouds.aws_cloud import AwsCloud
 from tests.clouds.aws_cloud.cloud import KEY, SECRET
 from tests.clouds.aws_cloud.wire import form, refusal, throttled
 from tests.clouds.http_cloud import Fault
-from tests.providers.aws_bench import A10G, Account, account, launches, order, running, spot
+from tests.clouds.memory_cloud import HandClock
+from tests.providers.aws_bench import A10G, START, Account, account, launches, order, running, spot
 
 __all__ = ["account"]
 
@@ -278,6 +280,12 @@ def test_check_stops_at_a_bad_key(account: Account) -> None:
     found = account.another(AWS_ACCESS_KEY_ID="AKIASTRANGER").check()
     assert [(one.name, one.ok) for one in found] == [("key", False)]
     assert "AKIA" not in found[0].detail
+
+
+def test_check_tells_a_clock_that_is_off(account: Account) -> None:
+    fast = HandClock(START + timedelta(minutes=6))
+    found = findings(AwsProvider(account.cloud.settings(), account.home, fast))
+    assert found["clock"] == (False, "360 s ahead of AWS's")
 
 
 NONE = {"AWS_SHARED_CREDENTIALS_FILE": "/dev/null", "AWS_CONFIG_FILE": "/dev/null"}

@@ -318,7 +318,7 @@ def test_pip_installs_into_the_machine_and_nowhere_else(
 
 
 @pytest.mark.parametrize("command", [["bin/pip"], ["bin/python", "-m", "pip"]])
-@pytest.mark.parametrize("own_pip", [True, False])
+@pytest.mark.parametrize("own_pip", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_pip_works_where_the_base_python_has_none(
     tmp_path: Path, wheel: Path, command: list[str], own_pip: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -601,7 +601,9 @@ print("made", flush=True)
 """
 
 
-@pytest.mark.parametrize("after_ms", [0, 3, 8, 15, 30, 60])
+@pytest.mark.parametrize(
+    "after_ms", [0, 8, 30, *(pytest.param(ms, marks=pytest.mark.slow) for ms in (3, 15, 60))]
+)
 def test_kill_9_in_the_middle_of_create_leaves_nothing_or_something_listed(
     home: Path, provider: LocalProvider, mode: str, after_ms: int
 ) -> None:

@@ -32,7 +32,7 @@ def rehearsal(tmp_path: Path) -> Iterator[RunpodRehearsal]:
 def run(rehearsal: RunpodRehearsal, spec: str | None = None, *more: str) -> Ended:
     path = rehearsal.write_spec(spec)
     arguments = ("run", path, "--provider", "runpod", "--yes", *more)
-    return Ended(*rehearsal.gpuctl(*arguments, seconds=200))
+    return Ended(*rehearsal.gpuctl(*arguments, seconds=280))
 
 
 def result(rehearsal: RunpodRehearsal) -> str:
@@ -71,7 +71,7 @@ def test_the_quickstart(rehearsal: RunpodRehearsal) -> None:
     job = rehearsal.folder / "quickstart"
     shutil.copytree(ROOT / "examples/quickstart", job, ignore=shutil.ignore_patterns("artifacts"))
     code, document, err = rehearsal.gpuctl(
-        "run", job / "train.yaml", "--provider", "runpod", "--yes", seconds=200
+        "run", job / "train.yaml", "--provider", "runpod", "--yes", seconds=280
     )
     ended = Ended(code, document, err)
     assert (code, ended.outcomes) == (0, ["completed"]), err
@@ -178,7 +178,8 @@ def test_a_pod_that_is_lost_goes_on_from_its_last_checkpoint(
     assert until(lambda: rehearsal.kinds().count("checkpoint") >= 2, 60), rehearsal.kinds()
     [pod] = rehearsal.cloud.account.pods.values()
     getattr(rehearsal.cloud, how)(pod.id)
-    out, err = process.communicate(timeout=560)  # a link that breaks is believed to heal for minutes
+    # A link that breaks is believed to heal for minutes.
+    out, err = process.communicate(timeout=560)
     ended = Ended(process.returncode, json.loads(out), err)
     assert (ended.code, ended.outcomes) == (0, ["lost", "completed"]), err
     assert result(rehearsal) == f"{LONG} from attempt 2"

@@ -41,6 +41,7 @@ class Contracts:
         self._plan: list[tuple[datetime, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._at: datetime | None = None
+        self._broke_since: datetime | None = None
 
     # ------------------------------------------------------------------ time
 
@@ -51,6 +52,7 @@ class Contracts:
             step()
             self._at = None
         self._check_credit()
+        self._check_ends()
 
     def _now(self) -> datetime:
         """The moment that a step was due, however late it is taken."""
@@ -285,12 +287,24 @@ class Contracts:
         return self.credit - self.books.total(self.clock.now())
 
     def _check_credit(self) -> None:
+        """Without credit everything stops and bills on, and is destroyed in the end."""
+        now = self.clock.now()
         if self.credit_left > 0:
+            self._broke_since = None
             return
+        self._broke_since = self._broke_since or now
         for contract in list(self.all.values()):
             if contract.cur == "running":
                 self.stop(contract)
             contract.waits = False
+            if (now - self._broke_since).total_seconds() >= self.switches.times.reap_broke:
+                self.destroy(contract)
+
+    def _check_ends(self) -> None:
+        """What is past the end of its host's offer stops."""
+        for contract in list(self.all.values()):
+            if contract.cur == "running" and self.clock.now().timestamp() >= contract.end_date:
+                self.stop(contract)
 
     def _meter(self, contract: Contract) -> None:
         thing = self.books.things[str(contract.id)]
