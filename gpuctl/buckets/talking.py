@@ -20,10 +20,10 @@ from gpuctl.errors import GpuctlError, NoCredentials, RemoteError, StoreError
 from gpuctl.printable import printable
 from gpuctl.quantities import format_bytes
 from gpuctl.remote.connection import Connection
-from gpuctl.remote.transfer.session import LinkBroken, NoPython, unbelievable
+from gpuctl.remote.transfer.session import FAR_MODULES, LinkBroken, NoPython, unbelievable
 
 LANES = 8
-_TRANSFER = ("gpuctl.remote.transfer", ("framing", "reading", "landing", "far_side"))
+_TRANSFER = ("gpuctl.remote.transfer", FAR_MODULES)
 _OURS = ("gpuctl.buckets", ("far_wire", "far_fetch", "far_send", "far_main"))
 _SILENT_SECONDS = 120.0  # it says something twice a second
 _BEAT_SECONDS = 60.0

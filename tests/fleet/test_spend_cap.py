@@ -44,9 +44,7 @@ def test_nothing_more_is_rented_past_a_cap(
     spend(fleet, cloud, clock, 3)
     limited = with_caps(fleet, said, **{DAY: "3.50"})
     intents = len(fleet.ledger.machines())
-    with pytest.raises(
-        CapReached, match=r"MAX_SPEND_DAY is \$3.50; \$3.00\S* were spent"
-    ):
+    with pytest.raises(CapReached, match=r"MAX_SPEND_DAY is \$3.50; \$3.00\S* were spent"):
         rent(limited, cloud)
     assert len(fleet.ledger.machines()) == intents
     assert cloud.books()[0] == 1

@@ -26,7 +26,13 @@ from gpuctl.remote.transfer.native import find_zstd
 from gpuctl.remote.transfer.planning import window_rate
 
 _PACKAGE = "gpuctl.remote.transfer"
-_MODULES = ("native", "framing", "reading", "landing", "far_side")  # imports point to the left
+FAR_MODULES = (
+    "native",
+    "framing",
+    "reading",
+    "landing",
+    "far_side",
+)  # sent to machines; imports point to the left
 _EXIT_SECONDS = 10.0
 _TOO_OLD = 83  # our own exit code: python3 is there, but older than 3.8
 _NO_PYTHON = (126, 127, _TOO_OLD)
@@ -90,7 +96,7 @@ def unbelievable(what: str, machine: str | None) -> FarSideFailed:
 @cache
 def _program() -> bytes:
     folder = importlib.resources.files(_PACKAGE)
-    sources = [[f"{_PACKAGE}.{name}", (folder / f"{name}.py").read_text()] for name in _MODULES]
+    sources = [[f"{_PACKAGE}.{name}", (folder / f"{name}.py").read_text()] for name in FAR_MODULES]
     loader = f"SOURCES = {sources!r}\n{_LOADER}"
     return zlib.compress(loader.encode(), 9)
 
