@@ -38,7 +38,7 @@ lint: installed-dev
 	$(BIN)/mypy
 
 test-slow: installed-dev
-	$(BIN)/pytest -m "slow and not conformance" $(PYTEST_FLAGS)
+	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest -m "slow and not conformance" $(PYTEST_FLAGS)
 
 # The emulated clouds against the vendors' own clients; makes environments for them below .make/.
 conformance: installed-dev

@@ -13,15 +13,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
 WINDOW = 2 << 20  # bytes that may be under way to us, as OpenSSH's own
 PACKET = 128 << 10  # the largest packet we take; OpenSSH's limit is 256 KiB
-_STDERR_KEPT = 8192
-_SMALL = 4096
-_GOOD_PIECE = 256 << 10  # what is worth sending when there is more to send
-_GOOD_SECONDS = 0.1  # how long to wait for room for it
+_STDERR_KEPT, _SMALL = 8192, 4096
+_GOOD_PIECE, _GOOD_SECONDS = 256 << 10, 0.1  # what is worth sending, and waiting for its room
 
 
 class Broken(Exception):
@@ -101,13 +100,11 @@ class CommandChannel:
         self._remote: int | None = None
         self._refusal: str | None = None
         self._broken: str | None = None
-        self._out_window = 0
-        self._full_window = 0  # the most it ever was; OpenSSH opens a channel with none
+        self._out_window = self._full_window = 0  # now, and the most it ever was
         self._wanted = 1  # room in the window that is worth waking a writer for
         self._out_packet = 0
-        self._in_window = WINDOW  # what the peer may still send
+        self._in_window, self._grant = WINDOW, WINDOW // 8  # what the peer may still send
         self._credit = 0  # read by us and not yet given back to the peer
-        self._grant = WINDOW // 8
         self._output = _Output()
         self._stderr = bytearray()
         self._exit_code: int | None = None
@@ -237,10 +234,10 @@ class CommandChannel:
     def close_write(self) -> None:
         """Say that nothing more comes. Raises Broken."""
         with self._changed:
-            if self._eof_sent or self._over:
-                return
-            self._eof_sent = True
-        self._send(b"\x60", b"")
+            wanted = not (self._eof_sent or self._over)
+            self._eof_sent = self._eof_sent or wanted
+        if wanted:
+            self._send(b"\x60", b"")
 
     # ------------------------------------------------------------------ ending
 
@@ -260,9 +257,9 @@ class CommandChannel:
         """
         with self._changed:
             self._wait(lambda: self._exit_code is not None or self._closed, deadline)
-            if self._exit_code is None:
-                raise Broken("the command ended without an exit code")
-            return self._exit_code
+            if self._exit_code is not None:
+                return self._exit_code
+        raise Broken("the command ended without an exit code")
 
     def close(self) -> None:
         """Let go of it; what it started lives on."""
@@ -272,10 +269,8 @@ class CommandChannel:
             self._output = _Output()
             self._changed.notify_all()
         if wanted:
-            try:
+            with suppress(Broken):  # closed with the link
                 self._send(b"\x61", b"")
-            except Broken:
-                return  # closed with the link
 
     # ------------------------------------------------------------------ from the transport
 

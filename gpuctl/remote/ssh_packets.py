@@ -9,9 +9,7 @@ through paramiko's own code. Only public and protected names of `paramiko.Packet
 from __future__ import annotations
 
 import errno
-import os
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable
@@ -22,11 +20,9 @@ from paramiko.message import Message
 from paramiko.packet import NeedRekeyException, Packetizer
 from paramiko.ssh_exception import SSHException
 
-WINDOW_ADJUST, DATA = 93, 94  # SSH_MSG_CHANNEL_..., RFC 4254
-_LENGTH = struct.Struct(">I")
-_DATA_HEAD = struct.Struct(">BBII")  # padding length, type, channel, data length or window
-_BLOCK = 16
-_TAG = 16
+from gpuctl.remote.ssh_sealing import BLOCK, DATA, DATA_HEAD, LENGTH, TAG, Nonce, Sealer
+
+WINDOW_ADJUST = 93  # SSH_MSG_CHANNEL_WINDOW_ADJUST, RFC 4254
 _MAX_PACKET = 256 << 10  # as OpenSSH's PACKET_MAX_SIZE
 _RECEIVE = 1 << 20
 _LINE_LIMIT = 8192  # as OpenSSH's SSH_MAX_BANNER_LEN
@@ -66,9 +62,9 @@ class FastPacketizer(Packetizer):  # type: ignore[misc]  # paramiko has no types
         self._start = self._end = 0  # what of the buffer is received and not yet used
         self._banner_bytes = 0
         self._sending = threading.RLock()
-        self._out: _Sealer | None = None
+        self._out: Sealer | None = None
         self._in: Any = None  # an AESGCM
-        self._in_nonce = _Nonce(bytes(12))
+        self._in_nonce = Nonce(bytes(12))
         self._in_bytes = self._out_bytes = 0  # under the present keys
         self._in_packets = self._out_packets = 0
         self._overdue_bytes = 0  # received since new keys were asked for
@@ -85,7 +81,7 @@ class FastPacketizer(Packetizer):  # type: ignore[misc]  # paramiko has no types
             super().set_outbound_cipher(*args, **kwargs)
             if self._out is not None and not aead:
                 raise SSHException("The cipher changed its kind in the middle of a session")
-            self._out = _Sealer(engine, _Nonce(kwargs["iv_out"])) if aead else None
+            self._out = Sealer(engine, Nonce(kwargs["iv_out"])) if aead else None
             self._out_bytes = self._out_packets = 0
 
     def set_inbound_cipher(self, *args: Any, **kwargs: Any) -> None:
@@ -96,7 +92,7 @@ class FastPacketizer(Packetizer):  # type: ignore[misc]  # paramiko has no types
             raise SSHException("The cipher changed its kind in the middle of a session")
         self._in = kwargs.get("block_engine") if aead else None
         if aead:
-            self._in_nonce = _Nonce(kwargs["iv_in"])
+            self._in_nonce = Nonce(kwargs["iv_in"])
         self._in_bytes = self._in_packets = self._overdue_bytes = 0
 
     # ------------------------------------------------------------------ sending
@@ -244,10 +240,10 @@ class FastPacketizer(Packetizer):  # type: ignore[misc]  # paramiko has no types
         """Return a decrypted packet and where its payload, which begins at 1, ends."""
         self._need(4, rekey=True)
         head = bytes(self._buffer[self._start : self._start + 4])
-        (length,) = _LENGTH.unpack(head)
-        if not _BLOCK <= length <= _MAX_PACKET or length % _BLOCK:
+        (length,) = LENGTH.unpack(head)
+        if not BLOCK <= length <= _MAX_PACKET or length % BLOCK:
             raise SSHException(f"it sent a packet of an impossible length ({length})")
-        whole = 4 + length + _TAG
+        whole = 4 + length + TAG
         self._need(whole)
         sealed = self._buffer[self._start + 4 : self._start + whole]
         try:
@@ -262,16 +258,16 @@ class FastPacketizer(Packetizer):  # type: ignore[misc]  # paramiko has no types
         return plain, end
 
     def _delivered(self, plain: bytes, end: int) -> bool:
-        if end < _DATA_HEAD.size:
+        if end < DATA_HEAD.size:
             return False
-        _, kind, channel, size = _DATA_HEAD.unpack_from(plain)
+        _, kind, channel, size = DATA_HEAD.unpack_from(plain)
         if kind == WINDOW_ADJUST:
             return self.adjust is not None and self.adjust(channel, size)
         if self.deliver is None:
             return False
-        if _DATA_HEAD.size + size > end:
+        if DATA_HEAD.size + size > end:
             raise SSHException("it sent a packet that claims more data than it has")
-        return self.deliver(channel, memoryview(plain)[_DATA_HEAD.size : _DATA_HEAD.size + size])
+        return self.deliver(channel, memoryview(plain)[DATA_HEAD.size : DATA_HEAD.size + size])
 
     def _received(self, size: int) -> None:
         self._in_bytes += size
@@ -331,77 +327,3 @@ class FastPacketizer(Packetizer):  # type: ignore[misc]  # paramiko has no types
         if now - max(self.received_at, self._pinged_at) > self._ping_seconds:
             self._pinged_at = now
             self._ping()
-
-
-class _Nonce:
-    """RFC 5647, 7.1: four fixed bytes and a counter of eight."""
-
-    def __init__(self, first: bytes) -> None:
-        self._fixed = first[:4]
-        self._counter = int.from_bytes(first[4:], "big")
-
-    def next(self) -> bytes:
-        nonce = self._fixed + self._counter.to_bytes(8, "big")
-        self._counter = (self._counter + 1) & 0xFFFFFFFFFFFFFFFF
-        return nonce
-
-
-class _Sealer:
-    """Builds sealed packets in one buffer. What it returns is valid until the next call."""
-
-    def __init__(self, engine: Any, nonce: _Nonce) -> None:
-        self._engine = engine
-        self._nonce = nonce
-        self._plain = memoryview(bytearray(0))
-        self._sealed = memoryview(bytearray(0))
-        self._into = getattr(engine, "encrypt_into", None)  # cryptography >= 47
-
-    def message(self, payload: bytes) -> memoryview:
-        """One message."""
-        self._room(len(payload) + 64, len(payload) + 128)
-        size = _padded(len(payload))
-        padding = size - 1 - len(payload)
-        self._plain[0] = padding
-        self._plain[1 : 1 + len(payload)] = payload
-        self._plain[1 + len(payload) : size] = os.urandom(padding)
-        return self._sealed[: self._seal(size, 0)]
-
-    def data(self, channel: int, data: memoryview, packet: int) -> memoryview:
-        """Channel data, split into packets."""
-        packets = -(-len(data) // packet)
-        self._room(packet + 64, len(data) + packets * 64)
-        random = os.urandom(2 * _BLOCK)
-        end = 0
-        for start in range(0, len(data), packet):
-            piece = data[start : start + packet]
-            used = _DATA_HEAD.size + len(piece)
-            size = _padded(used - 1)
-            _DATA_HEAD.pack_into(self._plain, 0, size - used, DATA, channel, len(piece))
-            self._plain[_DATA_HEAD.size : used] = piece
-            self._plain[used:size] = random[: size - used]
-            end = self._seal(size, end)
-        return self._sealed[:end]
-
-    def _seal(self, size: int, at: int) -> int:
-        """Seal the first ``size`` bytes of the plain text to ``at``; return where they end."""
-        end = at + 4 + size + _TAG
-        head = _LENGTH.pack(size)
-        self._sealed[at : at + 4] = head
-        if self._into is not None:
-            nonce = self._nonce.next()
-            self._into(nonce, self._plain[:size], head, self._sealed[at + 4 : end])
-        else:
-            sealed = self._engine.encrypt(self._nonce.next(), bytes(self._plain[:size]), head)
-            self._sealed[at + 4 : end] = sealed
-        return end
-
-    def _room(self, plain: int, sealed: int) -> None:
-        if len(self._plain) < plain:
-            self._plain = memoryview(bytearray(plain))
-        if len(self._sealed) < sealed:
-            self._sealed = memoryview(bytearray(sealed))
-
-
-def _padded(payload: int) -> int:
-    """Bytes of padding length, payload and at least four of padding, in whole blocks."""
-    return -(-(1 + payload + 4) // _BLOCK) * _BLOCK

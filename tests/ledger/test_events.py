@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gpuctl.ledger import Ledger
 from gpuctl.ledger.encoding import dump, moment_text, money_text, to_json
 from gpuctl.ledger.events import MACHINE_KINDS, RUN_KINDS, checked
-from providers.base import SshAccess, State
+from providers.base import LocalAccess, State
 from tests.ledger.facts import START, created, gone, intended, name
 
 ME = name("demo")
@@ -79,7 +79,7 @@ def test_facts_become_json() -> None:
         created(
             created_at=datetime(2026, 11, 21, 14, 0, tzinfo=east),
             price_hour=Decimal("1E+2"),
-            access=SshAccess("192.0.2.1", 22, "root", ("ssh-ed25519 AAAA",)),
+            access=LocalAccess("/root", ("nsenter", "--"), {"A": "b"}),
             more={"path": Path("/a"), "state": State.LOST, "cost": Decimal("0.10")},
         ),
     )
@@ -88,12 +88,7 @@ def test_facts_become_json() -> None:
         "region": "de-fra",
         "created_at": "2026-11-21T12:00:00.000000Z",
         "price_hour": "100",
-        "access": {
-            "host": "192.0.2.1",
-            "port": 22,
-            "user": "root",
-            "host_keys": ["ssh-ed25519 AAAA"],
-        },
+        "access": {"root": "/root", "enter": ["nsenter", "--"], "env": {"A": "b"}},
         "more": {"path": "/a", "state": "lost", "cost": "0.10"},
     }
 

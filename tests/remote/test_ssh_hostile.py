@@ -181,6 +181,7 @@ def test_nothing_of_ours_is_on_the_machine(
     monkeypatch.setenv("LC_CANARY", canary)  # what ssh's usual SendEnv would take along
     relay.bandwidth = 4 << 20
     there = tmp_path / "there"
+    there.mkdir()
     access = replace(sshd.access, folder=str(there), env={"SEEN": "by all"})
     connection = connect(relay, access=access)
     (tmp_path / "data").write_bytes(os.urandom(4 << 20))

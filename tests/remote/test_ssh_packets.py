@@ -16,7 +16,8 @@ from paramiko.message import Message
 from paramiko.packet import Packetizer
 from paramiko.ssh_exception import SSHException
 
-from gpuctl.remote.ssh_packets import DATA, WINDOW_ADJUST, FastPacketizer
+from gpuctl.remote.ssh_packets import WINDOW_ADJUST, FastPacketizer
+from gpuctl.remote.ssh_sealing import DATA
 from tests.waiting import until
 
 KEY, IV = bytes(range(16)), bytes(range(12))
