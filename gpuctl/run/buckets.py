@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from gpuctl.buckets import NothingThere, Trip, bring, key_of_output, send, send_from_here
 from gpuctl.buckets.trip import passing_through
 from gpuctl.remote.connection import Connection, Progress, Transferred
-from gpuctl.run.work import Live, Work
+from gpuctl.run.work import Live, Work, scratch
 from gpuctl.spec import Output
 from gpuctl.store import Manifest
 from gpuctl.store.bucket import parse_address
@@ -55,7 +55,7 @@ def output_from_store(work: Work, found: Manifest, output: Output) -> int:
     Raises:
         StoreError, NoCredentials: the store does not give it, or the bucket does not take it.
     """
-    with passing_through(_scratch(work)) as folder:
+    with passing_through(scratch(work)) as folder:
         place = folder / "it"
         work.store.fetch(found, place)
         sent = send_from_here(
@@ -76,15 +76,11 @@ def _trip(
     return Trip(
         connection,
         work.fleet.environ,
-        _scratch(work),
+        scratch(work),
         say=work.report.step,
         progress=progress,
         machine=machine,
     )
-
-
-def _scratch(work: Work) -> Path:
-    return work.fleet.home.path / "scratch"
 
 
 def _progress(work: Work, what: str) -> Progress:

@@ -11,25 +11,24 @@ import contextlib
 import json
 import os
 import secrets
-import shutil
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from gpuctl.buckets.trip import passing_through
 from gpuctl.errors import GpuctlError, RemoteError, StoreError
 from gpuctl.remote.connection import Connection
-from gpuctl.run.work import Live, Work
+from gpuctl.run.work import Live, Work, scratch
 from gpuctl.store import Blob, CorruptEntry, CorruptManifest, Manifest, parse_manifest
+from gpuctl.store.manifest import manifest_key, order_in_key
 from providers.base import LocalAccess, Machine
 
 OUTBOX_KEEP = 2  # checkpoints that wait on the machine; older ones are obsolete
 _TIMEOUT_SECONDS = 120.0
-_STALE_SECONDS = 24 * 3600.0
 _PAUSE_SECONDS = 2.0
 _TRIES = 3
 _GONE = 3
@@ -140,7 +139,9 @@ class Relay:
             try:
                 self._bring(seq)
                 self.trouble = None
-            except Trimmed:
+            except (Trimmed, CorruptManifest) as error:
+                # It stays what it is; the others must not wait for it. `finish` tells of it.
+                self.trouble = None if isinstance(error, Trimmed) else error.message
                 with self._changed:
                     self._waiting.discard(seq)
             except (RemoteError, StoreError) as error:
@@ -149,15 +150,25 @@ class Relay:
                     self._changed.wait(_PAUSE_SECONDS)
 
     def _bring_the_rest(self) -> None:
-        listed = self._read_out(["ls", f"{self._outbox}/manifests"]).decode(errors="replace")
-        prefix = f"a{self._live.number:04d}-"
-        for name in sorted(listed.split()):
-            if name.startswith(prefix) and name.endswith(".json"):
-                with contextlib.suppress(ValueError, Trimmed):  # no number, or obsolete by now
-                    self._bring(int(name[len(prefix) : -len(".json")]))
+        """Bring what is in the outbox; its ending only when all of that has arrived."""
+        corrupt: CorruptManifest | None = None
+        for seq in self._listed():
+            try:
+                self._bring(seq)
+            except Trimmed:
+                continue  # there is a newer one
+            except CorruptManifest as error:
+                corrupt = error  # the others are brought all the same
+        if corrupt is not None:
+            raise corrupt
         ending = self._read_out(["cat", f"{self._outbox}/ends/a{self._live.number:04d}.json"])
         if ending:
             self._work.store.import_ending(self._live.number, ending)
+
+    def _listed(self) -> list[int]:
+        listed = self._read_out(["ls", f"{self._outbox}/manifests"]).decode(errors="replace")
+        orders = (order_in_key(f"manifests/{name}") for name in listed.split())
+        return sorted(seq for attempt, seq in filter(None, orders) if attempt == self._live.number)
 
     # ------------------------------------------------------------------ one entry
 
@@ -172,7 +183,7 @@ class Relay:
         if not self.has_arrived(seq):
             manifest = self._manifest(seq)
             lacking = self._work.store.lacking(manifest)
-            with _staging(self._work) as here:
+            with passing_through(scratch(self._work)) as here:
                 if lacking:
                     self._fetch(lacking, here)
                 self._work.store.import_from(_Folder(here), manifest)
@@ -181,13 +192,13 @@ class Relay:
             self._waiting.discard(seq)
 
     def _manifest(self, seq: int) -> Manifest:
-        name = f"a{self._live.number:04d}-{seq:06d}.json"
-        content = self._read_out(["cat", f"{self._outbox}/manifests/{name}"])
+        key = manifest_key(self._live.number, seq)
+        content = self._read_out(["cat", f"{self._outbox}/{key}"])
         if not content:
-            raise Trimmed(f"{name} is not in the outbox any more")
+            raise Trimmed(f"{key} is not in the outbox any more")
         manifest = parse_manifest(content)
-        if (manifest.attempt, manifest.seq) != (self._live.number, seq):
-            raise CorruptManifest(f"The machine's manifest {name} is one of something else")
+        if manifest.key != key:
+            raise CorruptManifest(f"The machine's {key} is one of something else")
         return manifest
 
     def _fetch(self, blobs: list[Blob], here: Path) -> None:
@@ -242,7 +253,7 @@ def send_checkpoint(
         CorruptEntry: one is missing, or is not what the manifest says.
         RemoteError: the machine does not take them.
     """
-    with _staging(work) as here:
+    with passing_through(scratch(work)) as here:
         # What a .gitignore above says is about other things.
         (here / ".gpuctlignore").write_text("!*\n")
         for blob in dict.fromkeys(manifest.blobs()):
@@ -273,30 +284,3 @@ def _remove_there(connection: Connection, path: str) -> None:
     # A machine that does not answer takes it with it when it ends.
     with contextlib.suppress(RemoteError):
         connection.run(["rm", "-rf", "--", path], timeout=_TIMEOUT_SECONDS)
-
-
-@contextlib.contextmanager
-def _staging(work: Work) -> Iterator[Path]:
-    """A folder for what is on its way; those of processes that died go after a day."""
-    place = work.fleet.home.path / "relay"
-    try:
-        place.mkdir(mode=0o700, exist_ok=True)
-        for old in place.iterdir():
-            if time.time() - old.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(old)
-        folder = place / secrets.token_hex(8)
-        folder.mkdir(mode=0o700)
-    except OSError as error:
-        raise StoreError(
-            f"{place} cannot be used for what is relayed to the store: {error.strerror}",
-            next="Make room on that disk, or name a store that machines reach.",
-        ) from error
-    try:
-        yield folder
-    except OSError as error:
-        raise StoreError(
-            f"What is relayed to the store cannot be kept in {place}: {error.strerror}",
-            next="Make room on that disk, or name a store that machines reach.",
-        ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)  # a leftover goes after a day

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from gpuctl.agent.client import AgentClient
 from gpuctl.errors import GpuctlError
@@ -39,6 +40,11 @@ class Work:
         if row is None:
             raise GpuctlError(f"The ledger has no run {self.run_id}")
         return row
+
+
+def scratch(work: Work) -> Path:
+    """Return the folder here for what is only passed on."""
+    return work.fleet.home.path / "scratch"
 
 
 @dataclass(frozen=True, slots=True)

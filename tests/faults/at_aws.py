@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,14 +11,6 @@ from tests.clouds.aws_cloud import AwsCloud, main_settings
 from tests.clouds.aws_cloud.rentals import Times
 from tests.faults.rehearsal import Rehearsal
 
-# gpuctl itself, with the waits that are right for EC2 made short.
-_HASTY = """
-from providers import aws
-aws.SETTLE_SECONDS, aws.POLL_SECONDS = 1.0, 0.3
-from gpuctl.cli.entry import main
-main()
-"""
-
 
 @dataclass(frozen=True)
 class AwsRehearsal(Rehearsal):
@@ -28,17 +18,7 @@ class AwsRehearsal(Rehearsal):
 
     cloud: AwsCloud = field(kw_only=True)
     provider = "aws"
-
-    def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-c", _HASTY, *map(str, arguments)],
-            env=self.environ,
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    hasty = "from providers import aws; aws.SETTLE_SECONDS, aws.POLL_SECONDS = 1.0, 0.3"
 
     def machine_processes(self) -> list[int]:
         return []  # those of an instance that has ended are gone with its namespace

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,13 +12,10 @@ from tests.clouds.vastai_cloud import Times, VastCloud, main_settings, usual_hos
 from tests.faults.rehearsal import Rehearsal
 
 QUICK = Times(provision=0.1, load=0.2, sshd=0.2)
-# gpuctl itself, with the waits that are right for a marketplace made short.
-_HASTY = """
-from providers import vastai
-vastai.SETTLE_SECONDS, vastai.POLL_SECONDS, vastai.PACE_FACTOR = 1.0, 0.3, 0.0
-from gpuctl.cli.entry import main
-main()
-"""
+_HASTY = (
+    "from providers import vastai; "
+    "vastai.SETTLE_SECONDS, vastai.POLL_SECONDS, vastai.PACE_FACTOR = 1.0, 0.3, 0.0"
+)
 
 
 @dataclass(frozen=True)
@@ -28,21 +23,8 @@ class VastRehearsal(Rehearsal):
     """One home, one job folder, one account; what is left is asked of the cloud's own books."""
 
     cloud: VastCloud = field(kw_only=True)
-    patient: bool = False  # at the pace that is documented
+    hasty: str = field(kw_only=True)
     provider = "vastai"
-
-    def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
-        if self.patient:
-            return super().start(*arguments)
-        return subprocess.Popen(
-            [sys.executable, "-P", "-c", _HASTY, *map(str, arguments)],
-            env=self.environ,
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
 
     def machine_processes(self) -> list[int]:
         """The machines that run, by their ports."""
@@ -57,14 +39,19 @@ class VastRehearsal(Rehearsal):
 
 @contextmanager
 def at_vastai(folder: Path, *, patient: bool = False) -> Iterator[VastRehearsal]:
-    """A rehearsal on an account of its own; whatever is left is killed with its cloud."""
+    """A rehearsal on an account of its own; whatever is left is killed with its cloud.
+
+    Args:
+        patient: keep the pace that is documented.
+    """
     (folder / "machines").mkdir()
     with VastCloud(machines=folder / "machines") as cloud:
         cloud.contracts.hosts = usual_hosts()
         cloud.contracts.credit = Decimal(1000)
         cloud.switches.times = QUICK
         settings = {**main_settings(cloud), "HOME": str(folder)}
-        made = VastRehearsal(folder, settings, cloud=cloud, patient=patient)
+        hasty = "" if patient else _HASTY
+        made = VastRehearsal(folder, settings, cloud=cloud, hasty=hasty)
         try:
             yield made
         finally:

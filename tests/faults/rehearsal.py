@@ -44,6 +44,7 @@ class Rehearsal:
     folder: Path
     settings: dict[str, str] = field(default_factory=dict)  # added to the caller's environment
     provider = "local"
+    hasty = ""  # Python that shortens, in gpuctl's own process, waits that are right for a cloud
 
     @property
     def home(self) -> Path:
@@ -62,8 +63,11 @@ class Rehearsal:
         return path
 
     def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
+        program = ["-m", "gpuctl"]
+        if self.hasty:
+            program = ["-c", f"{self.hasty}\nfrom gpuctl.cli.entry import main\nmain()"]
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "gpuctl", *map(str, arguments)],
+            [sys.executable, "-P", *program, *map(str, arguments)],
             env=self.environ,
             cwd=self.folder,
             stdin=subprocess.DEVNULL,

@@ -19,7 +19,7 @@ from tests.clouds.http_cloud import Fault
 from tests.clouds.rented import needs_machines
 from tests.faults.at_aws import AwsRehearsal, at_aws
 from tests.faults.rehearsal import STEPS, TRAIN
-from tests.run.whole_run import Ended, all_released, nothing_bills
+from tests.run.whole_run import Ended, all_released, nothing_bills, run
 from tests.waiting import until
 
 pytestmark = needs_machines
@@ -34,12 +34,6 @@ def rehearsal(tmp_path: Path) -> Iterator[AwsRehearsal]:
     """A home with its key."""
     with at_aws(tmp_path) as made:
         yield made
-
-
-def run(rehearsal: AwsRehearsal, spec: str | None = None, *more: str) -> Ended:
-    """Carry a spec to its end."""
-    path = rehearsal.write_spec(spec)
-    return Ended(*rehearsal.gpuctl("run", path, "--provider", "aws", "--yes", *more))
 
 
 def provisioned(rehearsal: AwsRehearsal, *more: str) -> str:

@@ -17,7 +17,7 @@ import pytest
 from tests.clouds.hetzner_cloud import HetznerCloud, faults, main_settings
 from tests.clouds.rented import needs_machines
 from tests.faults.rehearsal import STEPS, TRAIN, Rehearsal
-from tests.run.whole_run import Ended, all_released
+from tests.run.whole_run import Ended, all_released, run
 from tests.waiting import until
 
 pytestmark = needs_machines
@@ -53,12 +53,6 @@ def rehearsal(cloud: HetznerCloud, tmp_path: Path) -> Iterator[HetznerRehearsal]
     made = HetznerRehearsal(tmp_path, main_settings(cloud), cloud=cloud)
     yield made
     made.kill_watchdog()
-
-
-def run(rehearsal: HetznerRehearsal, spec: str | None = None, *more: str) -> Ended:
-    """Carry a spec to its end."""
-    path = rehearsal.write_spec(spec)
-    return Ended(*rehearsal.gpuctl("run", path, "--provider", "hetzner", "--yes", *more))
 
 
 def no_key_left_the_house(rehearsal: HetznerRehearsal) -> None:

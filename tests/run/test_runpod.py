@@ -13,7 +13,7 @@ import pytest
 from tests.clouds.rented import needs_machines
 from tests.faults.at_runpod import RunpodRehearsal, at_runpod
 from tests.faults.rehearsal import STEPS, TRAIN
-from tests.run.whole_run import Ended, nothing_bills
+from tests.run.whole_run import Ended, nothing_bills, result, run
 from tests.waiting import until
 
 pytestmark = [needs_machines, pytest.mark.timeout(300)]
@@ -29,16 +29,6 @@ def rehearsal(tmp_path: Path) -> Iterator[RunpodRehearsal]:
         yield made
 
 
-def run(rehearsal: RunpodRehearsal, spec: str | None = None, *more: str) -> Ended:
-    path = rehearsal.write_spec(spec)
-    arguments = ("run", path, "--provider", "runpod", "--yes", *more)
-    return Ended(*rehearsal.gpuctl(*arguments, seconds=280))
-
-
-def result(rehearsal: RunpodRehearsal) -> str:
-    return (rehearsal.folder / "job/artifacts/result.txt").read_text().strip()
-
-
 def nothing_leaked(rehearsal: RunpodRehearsal) -> None:
     """Ask the books, the system, `audit`, and the log for keys."""
     nothing_bills(rehearsal)
@@ -50,7 +40,7 @@ def nothing_leaked(rehearsal: RunpodRehearsal) -> None:
 
 
 def test_a_whole_job_on_a_gpu(rehearsal: RunpodRehearsal) -> None:
-    ended = run(rehearsal, GPU + TRAIN.format(steps=STEPS))
+    ended = run(rehearsal, GPU + TRAIN.format(steps=STEPS), seconds=280)
     assert (ended.code, ended.outcomes) == (0, ["completed"]), ended.err
     assert result(rehearsal) == f"{STEPS} from attempt 1"
     assert max(one["step"] for one in ended.run["checkpoints"]) == STEPS
@@ -121,7 +111,7 @@ def test_a_pod_that_is_short_of_gpus_is_given_back_and_the_next_is_taken(
 @pytest.mark.slow
 def test_a_create_whose_answer_is_lost_is_adopted(rehearsal: RunpodRehearsal) -> None:
     rehearsal.cloud.switches.drop_response = 1
-    ended = run(rehearsal)
+    ended = run(rehearsal, seconds=280)
     assert (ended.code, ended.outcomes) == (0, ["completed"]), ended.err
     assert len(rehearsal.cloud.books.things) == 1
     nothing_leaked(rehearsal)
@@ -191,6 +181,6 @@ def test_a_pod_that_is_lost_goes_on_from_its_last_checkpoint(
 def test_an_image_of_somebody_elses(rehearsal: RunpodRehearsal) -> None:
     """What starts its sshd is really run."""
     spec = "resources: {gpu: RTX-4090, image: 'pytorch/pytorch:2.8.0'}\nrun: echo done\n"
-    ended = run(rehearsal, spec)
+    ended = run(rehearsal, spec, seconds=280)
     assert (ended.code, ended.outcomes) == (0, ["completed"]), ended.err
     nothing_leaked(rehearsal)

@@ -16,7 +16,7 @@ from tests.clouds.ssh_hosts import Hosts
 from tests.faults.over_ssh import SshRehearsal, over_ssh
 from tests.faults.rehearsal import STEPS, TRAIN
 from tests.remote.sshd import needs_sshd
-from tests.run.whole_run import Ended, nothing_bills
+from tests.run.whole_run import Ended, nothing_bills, result, run
 from tests.waiting import until
 
 pytestmark = needs_sshd
@@ -42,25 +42,15 @@ def rehearsal(hosts: Hosts) -> Iterator[SshRehearsal]:
     made.kill_watchdog()
 
 
-def run(rehearsal: SshRehearsal, spec: str | None = None, *more: str) -> Ended:
-    """Carry a spec to its end on a host."""
-    path = rehearsal.write_spec(spec)
-    return Ended(*rehearsal.gpuctl("run", path, "--provider", "ssh", "--yes", *more))
-
-
 def nothing_is_left(rehearsal: SshRehearsal) -> None:
     """Ask the hosts, the system and `audit`."""
     nothing_bills(rehearsal)
-    relayed = rehearsal.home / "relay"
+    relayed = rehearsal.home / "scratch"
     assert not relayed.exists() or list(relayed.iterdir()) == []
 
 
 LONG = 60
 LONGER = TRAIN.format(steps=LONG)
-
-
-def result(rehearsal: SshRehearsal) -> str:
-    return (rehearsal.folder / "job/artifacts/result.txt").read_text().strip()
 
 
 def test_a_whole_job(rehearsal: SshRehearsal, hosts: Hosts) -> None:

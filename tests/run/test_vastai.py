@@ -19,7 +19,7 @@ from tests.clouds.rented import needs_machines
 from tests.clouds.vastai_cloud import Contract, main_settings
 from tests.faults.at_vastai import VastRehearsal, at_vastai
 from tests.faults.rehearsal import STEPS, TRAIN
-from tests.run.whole_run import Ended, nothing_bills
+from tests.run.whole_run import Ended, nothing_bills, result, run
 from tests.waiting import until
 
 pytestmark = [needs_machines, pytest.mark.timeout(240)]
@@ -34,16 +34,6 @@ LONG = 60
 def rehearsal(tmp_path: Path) -> Iterator[VastRehearsal]:
     with at_vastai(tmp_path) as made:
         yield made
-
-
-def run(rehearsal: VastRehearsal, spec: str | None = None, *more: str) -> Ended:
-    path = rehearsal.write_spec(spec)
-    arguments = ("run", path, "--provider", "vastai", "--yes", *more)
-    return Ended(*rehearsal.gpuctl(*arguments, seconds=200))
-
-
-def result(rehearsal: VastRehearsal) -> str:
-    return (rehearsal.folder / "job/artifacts/result.txt").read_text().strip()
 
 
 def the_contract(rehearsal: VastRehearsal) -> Contract:
@@ -63,7 +53,7 @@ def nothing_leaked(rehearsal: VastRehearsal) -> None:
 
 
 def test_a_whole_job_on_a_bid(rehearsal: VastRehearsal) -> None:
-    ended = run(rehearsal, SPOT + TRAIN.format(steps=STEPS))
+    ended = run(rehearsal, SPOT + TRAIN.format(steps=STEPS), seconds=200)
     assert (ended.code, ended.outcomes) == (0, ["completed"]), ended.err
     assert result(rehearsal) == f"{STEPS} from attempt 1"
     assert max(one["step"] for one in ended.run["checkpoints"]) == STEPS
@@ -144,7 +134,7 @@ def test_outbid_in_the_middle_goes_on_elsewhere_from_the_last_checkpoint(
 @pytest.mark.slow
 def test_a_create_whose_answer_is_lost_is_adopted(rehearsal: VastRehearsal) -> None:
     rehearsal.cloud.switches.too_many_but_created = 1
-    ended = run(rehearsal, GPU + "run: 'true'\n")
+    ended = run(rehearsal, GPU + "run: 'true'\n", seconds=200)
     assert (ended.code, ended.outcomes) == (0, ["completed"]), ended.err
     assert len(rehearsal.cloud.contracts.books.things) == 1
     nothing_leaked(rehearsal)

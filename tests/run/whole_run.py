@@ -30,12 +30,15 @@ class Ended:
         return self.document["error"]
 
 
-def run(rehearsal: Rehearsal, spec: str, *more: str, seconds: float = 60) -> Ended:
-    """Carry a spec to its end on this computer."""
-    path = rehearsal.write_spec(spec)
-    return Ended(
-        *rehearsal.gpuctl("run", path, "--provider", "local", "--yes", *more, seconds=seconds)
-    )
+def run(rehearsal: Rehearsal, spec: str | None = None, *more: str, seconds: float = 90) -> Ended:
+    """Carry a spec, or the job that counts, to its end where the rehearsal is."""
+    arguments = ("run", rehearsal.write_spec(spec), "--provider", rehearsal.provider, "--yes")
+    return Ended(*rehearsal.gpuctl(*arguments, *more, seconds=seconds))
+
+
+def result(rehearsal: Rehearsal) -> str:
+    """What the job that counts delivered."""
+    return (rehearsal.folder / "job/artifacts/result.txt").read_text().strip()
 
 
 def all_released(rehearsal: Rehearsal, ended: Ended) -> None:

@@ -6,15 +6,22 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from gpuctl.errors import RemoteError
 from gpuctl.remote.channels import Channels
+from gpuctl.remote.connection import Transferred
 from gpuctl.remote.transfer import planning
+from gpuctl.remote.transfer.pace import Meter, Pace
 from gpuctl.remote.transfer.parts import Job
-from gpuctl.remote.transfer.session import LinkBroken, Session
+from gpuctl.remote.transfer.session import LinkBroken, NoPython, Session
+
+if TYPE_CHECKING:
+    from paramiko import SFTPClient
+
+    from gpuctl.remote.transfer.sftp import Sftp
 
 _JOIN_SECONDS = 30.0
 _VERDICT_SECONDS = 2.0
@@ -221,3 +228,37 @@ def carried_on(work: Callable[[], T], done: Callable[[], int]) -> T:
         reraise=True,
     )
     return retrying(work)
+
+
+def carried_out(
+    attempt: Callable[[], Transferred],
+    plain: Callable[[Sftp], Transferred],
+    *,
+    meter: Meter,
+    pace: Pace,
+    machine: str | None,
+    sftp: Callable[[], SFTPClient] | None,
+) -> Transferred:
+    """Move with our program on the machine, or by plain SFTP where it has no python3.
+
+    Args:
+        attempt: one try with the program.
+        plain: one try without.
+        sftp: opens a session; None where there is none.
+
+    Raises:
+        NoPython: the machine has no python3, and there is no ``sftp``.
+        RemoteError: it cannot be done there, or the link broke again and again.
+    """
+    try:
+        return carried_on(attempt, lambda: meter.moved)
+    except NoPython:
+        if sftp is None:
+            raise
+    from gpuctl.remote.transfer.sftp import Sftp
+
+    def slowly() -> Transferred:
+        with sftp() as client:
+            return plain(Sftp(client, meter=meter.restarted(), pace=pace, machine=machine))
+
+    return carried_on(slowly, lambda: meter.moved)

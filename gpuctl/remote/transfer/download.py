@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 
 from gpuctl.remote.channels import Channels
 from gpuctl.remote.connection import Progress, Transferred
-from gpuctl.remote.transfer.crew import carried_on
+from gpuctl.remote.transfer.crew import carried_out
 from gpuctl.remote.transfer.pace import Meter, Pace
 from gpuctl.remote.transfer.planning import MAX_STREAMS
 from gpuctl.remote.transfer.pull import Pull
-from gpuctl.remote.transfer.session import NoPython
 
 if TYPE_CHECKING:
     from paramiko import SFTPClient
+
+    from gpuctl.remote.transfer.sftp import Sftp
 
 
 def download(
@@ -66,17 +67,7 @@ def download(
             machine=machine,
         ).run()
 
-    def plain(open_session: Callable[[], SFTPClient]) -> Transferred:
-        from gpuctl.remote.transfer.sftp import Sftp
+    def plain(transfer: Sftp) -> Transferred:
+        return transfer.pull(source, target)
 
-        with open_session() as client:
-            transfer = Sftp(client, meter=meter.restarted(), pace=pace, machine=machine)
-            return transfer.pull(source, target)
-
-    try:
-        return carried_on(attempt, lambda: meter.moved)
-    except NoPython:
-        if sftp is None:
-            raise
-        opening = sftp
-        return carried_on(lambda: plain(opening), lambda: meter.moved)
+    return carried_out(attempt, plain, meter=meter, pace=pace, machine=machine, sftp=sftp)
