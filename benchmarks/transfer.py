@@ -1,7 +1,7 @@
-"""Uploads by gpuctl against scp, rsync, tar and rclone, on one sshd, in turns, in one run.
+"""Transfers by gpuctl against scp, rsync, tar and rclone, on one sshd, in turns, in one run.
 
     python benchmarks/transfer.py [--quick] [--rounds N] [--link near far slow] [--work NAME ...]
-                                  [--peer NAME ...] [--folder PLACE] [--touch GB]
+                                  [--peer NAME ...] [--down] [--folder PLACE] [--touch GB]
 
     python benchmarks/transfer.py --link far --work jsonl --peer 'rsync -az' --rounds 2
 
@@ -10,38 +10,34 @@ a shaping relay in a process of its own. Peers run as people type them and once 
 AES-GCM; the better one counts, and of several rounds the best. gpuctl keeps one connection open
 and shares it, so its figure starts from a connection that is open; beside it stands the figure
 with the login included. CPU is user and system time of the process and its children, gpuctl's
-with Python's own start, imports and the login. Run it on a quiet machine; on a virtual one whose
-host gives it memory only when it is first used, with --touch, else who comes first pays for that.
+with Python's own start, imports and the login; it is held against scp as people type it. Run it on
+a quiet machine; on a virtual one whose host gives it memory only when it is first used, with
+--touch, else who comes first pays for that.
 """
 
 from __future__ import annotations
 
 import argparse
 import filecmp
-import json
 import os
-import random
-import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from gpuctl.remote.keys import key_file, public_key
-from gpuctl.remote.ssh import SshConnection
-from providers.base import SshAccess
+from benchmarks.transfers.peers import Way, peers
+from benchmarks.transfers.works import WORKS, Work, make_works
+from gpuctl.remote.keys import public_key
 from tests.remote.sshd import Sshd
 
-MIB = 1 << 20
 LINKS = {"near": (0.0, None), "far": (0.05, 125e6), "slow": (0.1, 12.5e6)}
-WORKS = ["bytes", "small", "resync", "delta", "jsonl", "code"]
 GOALS = {  # at most so many times the best peer
     "near": dict.fromkeys(WORKS, 1.05),
     "far": {"bytes": 0.4, "small": 1.0, "resync": 0.65, "delta": 0.9, "jsonl": 0.8, "code": 1.0},
@@ -49,135 +45,9 @@ GOALS = {  # at most so many times the best peer
 }
 GOAL_AGAINST = {("far", "small"): ("rsync -a", 0.7)}  # besides, against one of them
 GOAL_SECONDS = {("far", "code"): 0.6}
-GCM = "aes128-gcm@openssh.com"
 MEMORY_LIMIT = 150.0  # MB
 CPU_LIMIT = 2.0  # times scp's
 PATIENCE = 20.0, 5.0  # a peer is stopped after so many seconds and so many times the best so far
-
-
-@dataclass
-class Work:
-    """What is moved: ``before`` is there already, ``source`` is what it should become."""
-
-    source: Path
-    before: Path | None = None
-
-
-def make_works(folder: Path, quick: bool, link: str) -> dict[str, Callable[[], Work]]:
-    """Name -> what makes the files of a workload."""
-    scale = 16 if quick else 1
-    slow = 16 if link == "slow" and not quick else 1
-
-    def write(path: Path, size: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as out:
-            for at in range(0, size, MIB):
-                out.write(os.urandom(min(MIB, size - at)))
-
-    def later(path: Path) -> None:
-        """Rsync looks at whole seconds only."""
-        os.utime(path, (time.time() + 10, time.time() + 10))
-
-    def many() -> Work:
-        for number in range(10_000 // scale):
-            write(folder / "small" / f"d{number % 100}" / f"f{number}", 4096)
-        return Work(folder / "small")
-
-    def resync() -> Work:
-        work = many()
-        subprocess.run(["cp", "-a", str(work.source), str(folder / "before")], check=True)
-        for number in range(0, 10_000 // scale, 100):
-            write(work.source / f"d{number % 100}" / f"f{number}", 4096)
-            later(work.source / f"d{number % 100}" / f"f{number}")
-        return Work(work.source, folder / "before")
-
-    def delta() -> Work:
-        size = 512 * MIB // scale // slow
-        write(folder / "delta" / "checkpoint", size)
-        subprocess.run(["cp", "-a", str(folder / "delta"), str(folder / "before")], check=True)
-        chance = random.Random(1)
-        with (folder / "delta" / "checkpoint").open("r+b") as out:
-            for _ in range(size // 20 // MIB or 1):
-                out.seek(chance.randrange(size - MIB))
-                out.write(os.urandom(MIB))
-        later(folder / "delta" / "checkpoint")
-        return Work(folder / "delta", folder / "before")
-
-    def incompressible() -> Work:
-        write(folder / "bytes" / "data", 1024 * MIB // scale // slow)
-        return Work(folder / "bytes")
-
-    def jsonl() -> Work:
-        chance, size = random.Random(1), 300 * MIB // scale // slow
-        words = [f"{chance.randrange(1 << 40):x}" for _ in range(5000)]
-        (folder / "jsonl").mkdir()
-        with (folder / "jsonl" / "data.jsonl").open("w") as out:
-            while out.tell() < size:
-                lines = [
-                    json.dumps({"id": n, "text": " ".join(chance.choices(words, k=40))})
-                    for n in range(1000)
-                ]
-                out.write("\n".join(lines) + "\n")
-        return Work(folder / "jsonl")
-
-    def code() -> Work:
-        """10 MB in 300 files: Python sources again and again, as long as they are needed."""
-        sources = sorted((Path(__file__).parent.parent / "gpuctl").rglob("*.py"))
-        text = b"".join(path.read_bytes() for path in sources)
-        chance = random.Random(1)
-        for number in range(300):
-            path = folder / "code" / f"p{number % 20}" / f"m{number}.py"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            at, size = chance.randrange(len(text) // 2), chance.randrange(2_000, 64_000)
-            path.write_bytes(text[at : at + size])
-        return Work(folder / "code")
-
-    made = (incompressible, many, resync, delta, jsonl, code)
-    return dict(zip(WORKS, made, strict=True))
-
-
-@dataclass
-class Way:
-    """Where the sshd is reached, and with which key."""
-
-    port: int
-    home: Path
-    user: str
-
-    def ssh(self, *more: str) -> list[str]:
-        """Options of the system's tools, the port left out."""
-        options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"]
-        chosen = [f"-o{option}" for option in (*options, "IdentitiesOnly=yes", *more)]
-        return ["-i", str(key_file(self.home)), *chosen]
-
-
-def peers(way: Way, work: Work, target: Path) -> dict[str, list[str]]:
-    """Name -> argv of everybody else; those that are not installed are left out."""
-    source, place = f"{work.source}/", f"{way.user}@127.0.0.1"
-    found: dict[str, list[str]] = {}
-    for cipher in ("", GCM):
-        options = way.ssh(*([f"Ciphers={cipher}"] if cipher else []))
-        name = " gcm" if cipher else ""
-        shell = " ".join(["ssh", "-p", str(way.port), *options])
-        for flags in ("-a", "-az"):
-            found[f"rsync {flags}{name}"] = [
-                "rsync",
-                flags,
-                "-e",
-                shell,
-                source,
-                f"{place}:{target}/",
-            ]
-        if work.before:
-            continue  # the others would send everything
-        unpack = f"mkdir -p {target} && tar -xf - -C {target}"
-        pipe = f"tar -cf - -C {source} . | {shell} {place} '{unpack}'"
-        found[f"tar{name}"] = ["sh", "-c", pipe]
-        scp = ["scp", "-q", "-r", "-P", str(way.port), *options, str(work.source)]
-        found[f"scp{name}"] = [*scp, f"{place}:{target}"]
-    remote = f":sftp,host=127.0.0.1,port={way.port},user={way.user},key_file={key_file(way.home)}"
-    found["rclone sftp"] = ["rclone", "copy", source, f"{remote}:{target}"]
-    return {name: argv for name, argv in found.items() if shutil.which(argv[0])}
 
 
 @dataclass
@@ -212,30 +82,15 @@ def run_peer(argv: list[str], patience: float) -> Taken:
     return Taken(taken, usage.ru_utime + usage.ru_stime, stopped)
 
 
-def run_ours(way: Way, work: Work, target: Path) -> Taken:
-    """One upload in a process of its own."""
-    program = [sys.executable, __file__, "--one", str(way.port), str(way.home), way.user]
+def run_ours(way: Way, work: Work, target: Path, down: bool) -> Taken:
+    """One transfer in a process of its own."""
+    ours = ["down" if down else "up", str(way.port), str(way.home), way.user]
+    program = [sys.executable, str(Path(__file__).parent / "transfers" / "ours.py"), *ours]
     argv = [*program, str(work.source), str(target)]
     # In a session of its own, as the peers: the kernel shares the processor out by session.
     done = subprocess.run(argv, check=True, stdout=subprocess.PIPE, start_new_session=True)
     seconds, connected, cpu, memory = map(float, done.stdout.split())
     return Taken(seconds, cpu, connected=connected, memory=memory)
-
-
-def one(port: str, home: str, user: str, source: str, target: str) -> None:
-    """Connect and upload; prints seconds without and with the login, CPU seconds, memory."""
-    began = time.perf_counter()
-    access = SshAccess("127.0.0.1", int(port), user)
-    connection = SshConnection(access, home=Path(home), machine=f"bench-{port}")
-    connection.channels().round_trip  # noqa: B018 - logs in
-    logged_in = time.perf_counter()
-    connection.put(Path(source), target)
-    done = time.perf_counter()
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    unit = 1 if sys.platform == "darwin" else 1024
-    cpu = usage.ru_utime + usage.ru_stime
-    print(done - logged_in, done - began, cpu, usage.ru_maxrss * unit / 1e6)
-    connection.close()
 
 
 @contextmanager
@@ -294,18 +149,18 @@ def measure(way: Way, work: Work, folder: Path, asked: argparse.Namespace) -> di
     best: dict[str, Taken] = {}
     target = folder / "target"
     for _ in range(asked.rounds):
-        for name in peers(way, work, target):
+        for name in peers(way, work, target, down=asked.down):
             if (asked.peer and name not in asked.peer) or (name in best and best[name].stopped):
                 continue
             target = fresh(work, target)
-            argv = peers(way, work, target)[name]
+            argv = peers(way, work, target, down=asked.down)[name]
             least, times = PATIENCE
             fastest = min((taken.seconds for taken in best.values()), default=least * 30)
             keep(best, name, run_peer(argv, least + times * fastest))
             if not best[name].stopped and not same(work, target):
                 raise SystemExit(f"{work.source.name}: {name} did not do it")
         target = fresh(work, target)
-        keep(best, "gpuctl", run_ours(way, work, target))
+        keep(best, "gpuctl", run_ours(way, work, target, asked.down))
         if not same(work, target):
             raise SystemExit(f"{work.source.name}: what arrived is not what was sent")
     return best
@@ -335,13 +190,8 @@ def report(link: str, name: str, best: dict[str, Taken]) -> bool:
         judged.append((quickest, mine.seconds / others[quickest].seconds, goal))
     if (link, name) in GOAL_SECONDS:
         judged.append(("second", mine.seconds, GOAL_SECONDS[link, name]))
-    copied = [others[other].cpu for other in ("scp", "scp gcm") if other in others]
-    if (
-        copied
-        and name != "code"
-        and not any(others[other].stopped for other in ("scp", "scp gcm") if other in others)
-    ):
-        judged.append(("scp's CPU", mine.cpu / min(copied), CPU_LIMIT))
+    if "scp" in others and not others["scp"].stopped and name != "code":
+        judged.append(("scp's CPU", mine.cpu / others["scp"].cpu, CPU_LIMIT))
     judged.append(("MB", mine.memory, MEMORY_LIMIT))
     for what, ratio, goal in judged:
         print(f"      {ratio:.2f} x {what}, goal {goal:.2f}: {'ok' if ratio <= goal else 'MISSED'}")
@@ -362,6 +212,7 @@ def main() -> None:
     parser.add_argument("--link", nargs="+", choices=LINKS, default=list(LINKS))
     parser.add_argument("--work", nargs="+", choices=WORKS, default=WORKS)
     parser.add_argument("--peer", nargs="+", help="only these, as in the report; 'none' for none")
+    parser.add_argument("--down", action="store_true", help="downloads, against the same goals")
     parser.add_argument("--folder", type=Path, help="where the files are made")
     parser.add_argument("--touch", type=int, default=0, help="GB of memory to use once first")
     asked = parser.parse_args()
@@ -392,7 +243,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--one"]:
-        one(*sys.argv[2:])
-    else:
-        main()
+    main()

@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import paramiko
+from gpuctl.remote.ssh_library import paramiko  # before anything else imports it
+
+# isort: split
 from paramiko.ssh_exception import (
     AuthenticationException,
     BadAuthenticationType,

@@ -52,6 +52,11 @@ Job = list[File] | Part
 """What a stream takes at a time: some small files, or a part of a large one."""
 
 
+def size_of(job: Job) -> int:
+    """Plain bytes of a job; an empty file costs something too."""
+    return job.length if isinstance(job, Part) else sum(file.size + 1024 for file in job)
+
+
 def parts_of(large: Large, ranges: Iterable[tuple[int, int]]) -> list[Job]:
     """(offset, length) ranges of a file as jobs, which it counts."""
     jobs: list[Job] = [Part(large, *one) for one in ranges]

@@ -22,11 +22,11 @@ from gpuctl.remote.transfer.framing import PIECE, SIGNED, Broken, Data, Tally, p
 from gpuctl.remote.transfer.landing import Receiver
 from gpuctl.remote.transfer.native import find_xxh3
 from gpuctl.remote.transfer.pace import Meter, Pace
-from gpuctl.remote.transfer.parts import Job, Large, Part, parts_of
+from gpuctl.remote.transfer.parts import Job, Large, Part, parts_of, size_of
 from gpuctl.remote.transfer.reading import block_size, file_digest, open_plain
 from gpuctl.remote.transfer.session import LinkBroken, Session, unbelievable
 
-_OUTSTANDING = 3  # jobs a stream has asked for at a time
+_AHEAD_BYTES = 12 << 20  # plain, asked for at a time by a stream: a far link's content, packed
 _MOST_ENTRIES = 2_000_000  # of a listing
 _COMPARED = 500  # digests asked for at a time
 
@@ -281,17 +281,20 @@ class Pull:
     def _work(self, session: Session, receiver: Receiver, greeted: bool) -> None:
         """Ask for some jobs ahead, and take what comes, in order."""
         asked: deque[Job] = deque()
+        ahead = 0
         try:
             while True:
-                while len(asked) < _OUTSTANDING and (job := self._jobs.take(wait=False)):
+                while ahead < _AHEAD_BYTES and (job := self._jobs.take(wait=False)):
                     self._ask(session, job)
                     asked.append(job)
+                    ahead += size_of(job)
                 if not greeted:
                     session.greeting()
                     greeted = True
                 if not asked:
                     return
                 job = asked.popleft()
+                ahead -= size_of(job)
                 if isinstance(job, Part):
                     self._take_part(session, receiver, job)
                 else:

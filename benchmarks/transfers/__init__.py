@@ -1,0 +1,1 @@
+"""What `benchmarks/transfer.py` moves, and with which other tools."""
