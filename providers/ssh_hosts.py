@@ -11,8 +11,9 @@
         region: office              # default: the name
         folder: /data/gpuctl        # where machines are made there, default ~/.gpuctl
         python: ~/conda/bin/python  # what jobs get a Python on top of, default python3
+        known_hosts: ~/lab_hosts    # its host key is there, under its name; nothing else is trusted
 
-``GPUCTL_SSH_HOSTS`` names the file (default ``hosts.yaml`` in GPUCTL_HOME), or the names
+The list alone, without ``hosts:``, does too. ``GPUCTL_SSH_HOSTS`` names the file (default ``hosts.yaml`` in GPUCTL_HOME), or the names
 themselves, separated by commas.
 """
 
@@ -51,6 +52,7 @@ class HostEntry(BaseModel):
     folder: _RemotePath = "~/.gpuctl"
     python: Annotated[str, Field(pattern=r"^[^-\s\x00-\x1f][^\x00-\x1f]*$")] = "python3"
     claim: Annotated[str, Field(pattern=r"^/[^\x00-\x1f]*$")] = DEFAULT_CLAIM
+    known_hosts: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -62,6 +64,15 @@ class _HostsFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     hosts: list[HostEntry]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _list_alone(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return value
+        if not isinstance(value, list):
+            raise ValueError("write a list of hosts below it, as in docs/own-hosts.md")
+        return {"hosts": value}
 
 
 def read_hosts(environ: Mapping[str, str], home: Path) -> Sequence[HostEntry]:
@@ -104,9 +115,12 @@ def _from_file(file: Path) -> Sequence[HostEntry]:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         path = [part for part in first["loc"] if isinstance(part, str | int)]
+        if isinstance(content, list):
+            path = path[1:]  # nobody wrote `hosts:`
         key = ".".join(map(str, path)) or "hosts"
         line = _line_of(document, path)
-        raise InvalidRequest(f"{file}, line {line}: {key}: {first['msg']}.") from None
+        why = first["msg"].removeprefix("Value error, ")
+        raise InvalidRequest(f"{file}, line {line}: {key}: {why}.") from None
 
 
 def _line_of(node: yaml.Node | None, path: Sequence[str | int]) -> int:

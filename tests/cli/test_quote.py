@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from decimal import Decimal
+
 import pytest
 
 from gpuctl.fleet.asking import why_empty
@@ -87,6 +90,45 @@ def test_nothing_matches_is_3_with_the_nearest(gpuctl: Gpuctl, cloud: MemoryClou
     assert answer.json["offers"] == []
     assert answer.json["error"]["kind"] == "NothingRentable"
     assert "just above the price cap" in answer.json["error"]["next"]
+    near = answer.json["nearest"][0]
+    assert (near["provider"], near["gpu"], near["price_hour"]) == ("memory", "RTX-4090", 1.0)
+    assert (near["kind"], near["difference"]) == ("same", "just above the price cap")
+
+
+def test_the_nearest_are_a_line_each_for_people(gpuctl: Gpuctl, cloud: MemoryCloud) -> None:
+    answer = gpuctl("quote", "--provider", "memory", "--gpu", "RTX-4090", "--max-price", "0.5")
+    assert answer.code == 3
+    lines = answer.err.splitlines()
+    first = lines.index("  next: Nearest:") + 1
+    assert lines[first].startswith("        just above the price cap: 1x RTX-4090 at memory")
+    assert len(lines) > first + 1  # other cards, and other providers
+
+
+def test_traffic_belongs_to_a_run(
+    gpuctl: Gpuctl, cloud: MemoryCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert gpuctl("quote", "--upload", "5GB").code == 2
+    assert "--hours" in gpuctl("quote", "--download", 5, "--json").json["error"]["message"]
+    dear = replace(cloud.offer(), gb_in_price=Decimal("0.1"), gb_out_price=Decimal("0.5"))
+    answers(monkeypatch, cloud, [dear])
+    words = ("quote", "--provider", "memory", "--hours", 1, "--fresh", "--json")
+    costs = [
+        gpuctl(*words, *more).json["offers"][0]["run_cost"]
+        for more in ((), ("--upload", "100GB"), ("--download", 0))
+    ]
+    hours = 1 + 10 / 60
+    assert costs == pytest.approx([hours + 1.5 + 1, hours + 11 + 1, hours + 1.5], rel=0.001)
+    (offer,) = gpuctl(*words).json["offers"]
+    assert (offer["gb_in_price"], offer["gb_out_price"]) == (0.1, 0.5)
+
+
+def test_machines_with_several_gpus_tell_the_price_of_one(
+    gpuctl: Gpuctl, cloud: MemoryCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers(monkeypatch, cloud, [replace(cloud.offer(), gpu_count=8, price_hour=Decimal("9.60"))])
+    words = ("quote", "--provider", "memory", "--gpu", "RTX-4090", "--count", 8)
+    assert gpuctl(*words, "--json").json["offers"][0]["price_gpu_hour"] == 1.2
+    assert "1.2000" in gpuctl(*words).out
 
 
 def test_one_that_fails_costs_only_its_own_rows(
@@ -127,6 +169,8 @@ def test_silence_proves_nothing(
         (["Timeout"], 1, 1),
         (["Timeout"], 2, 3),
         (["AuthFailed", "Unsupported"], 2, 3),
+        (["InvalidRequest"], 1, 2),
+        (["InvalidRequest", "Timeout"], 2, 1),
     ],
 )
 def test_what_an_empty_quote_means(kinds: list[str], asked: int, code: int) -> None:

@@ -33,6 +33,7 @@ from providers.base import (
 from providers.processes import carriers
 from providers.ssh import SshProvider
 from providers.ssh_host import MARKER
+from providers.ssh_hosts import read_hosts
 from tests.clouds.ssh_hosts import Hosts
 from tests.conformance.provider_suite import OWNER, Bench, ProviderSuite
 from tests.remote.sshd import needs_sshd
@@ -440,8 +441,9 @@ def test_the_configuration_below_home_counts(hosts: Hosts) -> None:
         ("hosts:\n  - name: a\n    host: -oProxyCommand=x\n", "line 3: hosts.0.host"),
         ("hosts:\n  - name: a\n    price_hour: -1\n", "line 3: hosts.0.price_hour"),
         ("hosts: [\n", "line 2"),
-        ("- a\n", "hosts"),
-        ("", "hosts"),
+        ("- name: a\n  prize: 3\n", "line 2: 0.prize"),
+        ("box\n", "hosts: write a list of hosts below it"),
+        ("", "hosts: write a list of hosts below it"),
     ],
 )
 def test_a_broken_hosts_file(tmp_path: Path, text: str, said: str) -> None:
@@ -456,6 +458,14 @@ def test_a_broken_hosts_file(tmp_path: Path, text: str, said: str) -> None:
     assert str(file) in str(caught.value)
     with pytest.raises(Ambiguous):  # what cannot be read is not an empty account
         provider.list()
+
+
+def test_a_list_of_hosts_alone(tmp_path: Path) -> None:
+    (tmp_path / "hosts.yaml").write_text("- a\n- name: b\n  price_hour: 0.5\n")
+    assert [(host.name, host.price_hour) for host in read_hosts({}, tmp_path)] == [
+        ("a", Decimal(0)),
+        ("b", Decimal("0.5")),
+    ]
 
 
 def test_without_settings_there_are_no_hosts(tmp_path: Path) -> None:
