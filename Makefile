@@ -6,9 +6,14 @@ BIN := .venv/bin
 DEMO := examples/quickstart
 DEMO_HOME := $(CURDIR)/.make/demo-home
 PYTEST_FLAGS :=
+# Where Terraform finds its providers; /opt/tf-plugins where there is one.
+export TF_PLUGIN_DIR ?= $(wildcard /opt/tf-plugins)
+SEED :=
+SHARD := 1/1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint test-slow conformance clouds bench clean installed-run installed-dev
+.PHONY: help demo test lint test-slow conformance infra-test infra-docs clouds faults faults-full bench clean \
+	installed-run installed-dev
 
 help:
 	@echo "make demo       a real training on this computer, its machine taken away in the middle"
@@ -16,7 +21,11 @@ help:
 	@echo "make lint       ruff and mypy"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make conformance  the emulated clouds against the vendors' own clients"
+	@echo "make infra-test  Terraform's modules: checked, and applied to the emulated AWS"
+	@echo "make infra-docs  the tables in their READMEs, made anew"
 	@echo "make clouds     emulated clouds on this computer, to rehearse on"
+	@echo "make faults     kill -9 at every point, on every emulated cloud; an hour"
+	@echo "make faults-full  each point with each ending and fault: SHARD=1/8; goes on where it was"
 	@echo "make bench      the benchmarks"
 	@echo "make clean      remove what can be made again, except .venv"
 
@@ -44,9 +53,28 @@ test-slow: installed-dev
 conformance: installed-dev
 	$(BIN)/pytest -m conformance $(PYTEST_FLAGS)
 
+# Terraform's modules: format, validate, test, and apply to the emulated AWS. The plugins come from the
+# folder TF_PLUGIN_DIR; what is missing is skipped with a word.
+infra-test: installed-dev
+	$(BIN)/pytest -n 0 tests/infra $(PYTEST_FLAGS)
+
+infra-docs: installed-dev
+	$(BIN)/python scripts/infra_docs.py
+
 # Emulated clouds to try things on: prints what to export, and runs until Ctrl-C.
 clouds: installed-dev
 	@$(BIN)/python -m tests.clouds
+
+# The crash matrix: every point once, paired by a seed that is printed (SEED=7 repeats one); then
+# random sequences. `python -m tests.faults --only NAME` plays one case again.
+faults: installed-dev
+	FAULTS_SEQUENCES=200 $(BIN)/pytest -n 0 -q tests/faults/test_sequences.py
+	$(BIN)/python -m tests.faults --write $(if $(SEED),--seed $(SEED)) $(FAULTS_FLAGS)
+
+# The whole product; many hours. Results are kept in .make/faults/full.jsonl, share by share.
+faults-full: installed-dev
+	FAULTS_SEQUENCES=2000 $(BIN)/pytest -n 0 -q tests/faults/test_sequences.py
+	$(BIN)/python -m tests.faults --full --shard $(SHARD) --minutes 100000 $(FAULTS_FLAGS)
 
 bench: installed-dev
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done

@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 from decimal import ROUND_FLOOR, Decimal
 
 from gpuctl.market_cache import STAND_IN_SECONDS, OfferCache
-from gpuctl.policy import CHECKPOINT_MINUTES, SETUP_MINUTES, expected_cost, offer_key
+from gpuctl.policy import (
+    CHECKPOINT_MINUTES,
+    SETUP_MINUTES,
+    USUAL_TRAFFIC,
+    Traffic,
+    expected_cost,
+    offer_key,
+)
 from providers.base import Clock, Offer, Provider, ProviderError, RateLimited, Unsupported, Want
 from providers.matching import satisfies, selectors
 from providers.reference import current_entries, reference_offers
@@ -104,6 +111,7 @@ def ask(
     environ: Mapping[str, str] = os.environ,
     setup_minutes: float = SETUP_MINUTES,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
+    traffic: Traffic = USUAL_TRAFFIC,
     cache: OfferCache | None = None,
     young_seconds: float = 0,
 ) -> Quote:
@@ -126,6 +134,7 @@ def ask(
         environ: for GPUCTL_EUR_USD.
         setup_minutes: before the work starts, on every machine.
         checkpoint_minutes: between two checkpoints.
+        traffic: of every machine of a run.
         cache: keeps answers, and stands in for a provider that was asked too often.
         young_seconds: an answer in the cache that is no older is taken instead of asking.
 
@@ -142,7 +151,11 @@ def ask(
     if hours is not None:
         for offer in offers:
             cost = expected_cost(
-                offer, hours, setup_minutes=setup_minutes, checkpoint_minutes=checkpoint_minutes
+                offer,
+                hours,
+                setup_minutes=setup_minutes,
+                checkpoint_minutes=checkpoint_minutes,
+                traffic=traffic,
             )
             costs[offer_key(offer)] = _run_cost(cost, budget)
     return Quote(
@@ -303,8 +316,9 @@ def _reference_note(
 
 def _without_spot(provider: Provider) -> str:
     system = known_systems().get(provider.name)
-    sells = "on-demand machines" if system is None else system.sells
-    return f"{provider.name} has no spot machines; it sells {sells}."
+    if system is None:
+        return f"{provider.name} has no spot machines; it sells on-demand machines."
+    return f"{system.title} has no spot machines; it sells {system.sells}."
 
 
 def _unsupported(name: str, message: str) -> _Answer:

@@ -14,7 +14,7 @@ import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -24,8 +24,9 @@ from providers.base import Clock, Offer, Want
 
 YOUNG_SECONDS = 10.0
 STAND_IN_SECONDS = 600.0
-_FORMAT = 1
+_FORMAT = 2
 _MAX_BYTES = 32 << 20
+_FIELDS = tuple(field.name for field in fields(Offer))
 _MINE = ("GPUCTL_", "RUNPOD_", "VAST_", "HCLOUD_", "AWS_", "LAMBDA_")
 
 
@@ -88,16 +89,17 @@ class OfferCache:
 
 
 def _document(offer: Offer) -> dict[str, Any]:
+    values = ((name, getattr(offer, name)) for name in _FIELDS)
     return {
         name: str(value) if isinstance(value, Decimal | datetime | date) else value
-        for name, value in asdict(offer).items()
+        for name, value in values
     }
 
 
 def _offer(document: Mapping[str, Any]) -> Offer:
-    known = {field.name for field in fields(Offer)}
-    given = {name: value for name, value in document.items() if name in known}
-    given["price_hour"] = Decimal(given["price_hour"])
+    given = {name: value for name, value in document.items() if name in _FIELDS}
+    for money in ("price_hour", "gb_in_price", "gb_out_price"):
+        given[money] = Decimal(given[money])
     given["as_of"] = datetime.fromisoformat(given["as_of"]).astimezone(UTC)
     if given["fx_rate"] is not None:
         given["fx_rate"] = Decimal(given["fx_rate"])

@@ -17,6 +17,11 @@ prior is worth half an interruption. So a market that keeps taking machines soon
 on-demand, and one that leaves them alone wins trust. What happened in one pool counts in full
 there and by half everywhere else.
 
+Traffic
+-------
+Some clouds bill every GB besides the hour. A run is expected to receive and to send a `Traffic` on
+every machine that it has: one, and one more for every interruption.
+
 The deadline
 ------------
 In "auto", a job that could no longer afford to lose a spot machine goes on-demand: when the time
@@ -48,6 +53,9 @@ HOURS_WHEN_UNKNOWN = 4.0
 WINDOW_FOR_UNKNOWN_WORK = 0.5
 """With unknown work left, on-demand starts when this fraction of the whole time is left."""
 
+IMAGE_GB = 10.0
+"""What a container image with PyTorch weighs on the way to a machine."""
+
 _PRIOR_WORTH = 0.5  # interruptions
 _OTHER_POOLS = 0.5
 _MOST_EXPONENT = 700.0  # exp() of more is no longer a float
@@ -70,13 +78,25 @@ class History:
 
 
 @dataclass(frozen=True, slots=True)
+class Traffic:
+    """What goes over the network with every machine of a run, in GB."""
+
+    in_gb: float = IMAGE_GB + 5  # the image, code and data
+    out_gb: float = 2  # checkpoints, outputs
+
+
+USUAL_TRAFFIC = Traffic()
+"""While nobody knows better."""
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """An offer worth trying, and why it stands where it stands."""
 
     offer: Offer
     hazard_per_hour: float
     expected_hours: float  # rented, to the end of the work; infinite when it would never end
-    expected_cost: Decimal  # USD over these hours
+    expected_cost: Decimal  # USD over these hours, traffic included
     in_time: bool  # expected to end before the deadline
 
 
@@ -132,20 +152,23 @@ def expected_cost(
     setup_minutes: float = SETUP_MINUTES,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     hazard_per_hour: float = SPOT_HAZARD_PER_HOUR,
+    traffic: Traffic = USUAL_TRAFFIC,
 ) -> Decimal:
     """Return the expected USD for ``hours`` of work on ``offer``: set-up, storage (it is in the
-    price) and, for spot, interruptions. Infinite when the work would never end.
+    price), traffic where it is billed and, for spot, interruptions. Infinite when the work would
+    never end.
 
     Raises:
         ValueError: a negative or undefined number.
     """
+    hazard = hazard_per_hour if offer.spot else 0.0
     rented = expected_hours(
         hours,
         setup_minutes=setup_minutes,
         checkpoint_minutes=checkpoint_minutes,
-        hazard_per_hour=hazard_per_hour if offer.spot else 0.0,
+        hazard_per_hour=hazard,
     )
-    return _cost(offer, rented)
+    return _cost(offer, rented, hazard, traffic)
 
 
 def choose(
@@ -253,7 +276,7 @@ def _candidate(
         offer=offer,
         hazard_per_hour=hazard,
         expected_hours=rented,
-        expected_cost=_cost(offer, rented),
+        expected_cost=_cost(offer, rented, hazard, USUAL_TRAFFIC),
         in_time=not known or deadline_hours is None or rented <= deadline_hours,
     )
 
@@ -285,12 +308,16 @@ def _rank(candidate: Candidate, cautious: bool) -> tuple[bool, bool, Decimal, De
     )
 
 
-def _cost(offer: Offer, rented_hours: float) -> Decimal:
-    if offer.price_hour == 0:
+def _cost(offer: Offer, rented_hours: float, hazard: float, traffic: Traffic) -> Decimal:
+    moved = offer.gb_in_price * Decimal(traffic.in_gb) + offer.gb_out_price * Decimal(
+        traffic.out_gb
+    )
+    if offer.price_hour == 0 and moved == 0:
         return Decimal(0)
     if math.isinf(rented_hours):
         return Decimal("Infinity")
-    return offer.price_hour * Decimal(rented_hours)
+    machines = 1 + Decimal(hazard) * Decimal(rented_hours)
+    return offer.price_hour * Decimal(rented_hours) + machines * moved
 
 
 def _weighed(counts: Mapping[str, float], of_pool: str) -> float:

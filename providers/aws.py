@@ -8,14 +8,16 @@ that shuts down is ended by EC2; all that is made carries our tags from the firs
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from providers import (
+    aws_billing,
     aws_boot,
     aws_check,
     aws_ground,
@@ -57,6 +59,10 @@ POLL_SECONDS = 3.0
 _DEARER = Decimal("1.10")  # than the offer, which a pool may be when nobody set a cap
 _ALIVE = ("pending", "running", "stopping", "stopped", "shutting-down")
 _PAGE = 1000
+_CONSOLE = (
+    "https://{region}.console.aws.amazon.com/ec2/home?region={region}"
+    "#InstanceDetails:instanceId={id}"
+)
 _GROUP_SPREADS_SECONDS = 2.0
 _log = logging.getLogger(__name__)
 
@@ -75,9 +81,13 @@ class AwsProvider:
     ) -> None:
         self.environ = environ
         self.clock = clock
-        self._aws = Aws(environ, patience)
+        self._aws = Aws(environ, patience, clock)
         self._notes = Notes(home / "aws", clock)
         self._young: dict[str, float] = {}  # provider id -> when we launched it
+        self._stays: dict[str, aws_billing.Stay] = {}  # of the spot machines that were seen
+        self._ended: dict[str, datetime] = {}  # when this process had them ended
+        self._histories = aws_billing.Histories(self._aws, clock)
+        self._looked_in: set[str] = set()
 
     @classmethod
     def from_environment(
@@ -96,6 +106,7 @@ class AwsProvider:
             labels=True,
             kind="vm",
             gpus=True,
+            console=_CONSOLE,
             settle_seconds=SETTLE_SECONDS,
             poll_seconds=POLL_SECONDS,
         )
@@ -229,20 +240,28 @@ class AwsProvider:
         return InvalidRequest(str(found)) if isinstance(found, NotFound) else found
 
     def _launched(self, row: Mapping[str, Any], order: Order, region: str, market: str) -> Machine:
-        machine = read_machine(row, region, self._ssh_port())
+        machine = self._read(row, region)
         self._young[machine.provider_id] = self.clock.monotonic()
         if machine.spot != (market == SPOT):
             with suppress(ProviderError):  # whoever is told of the doubt asks again
                 self.destroy(machine.provider_id)
             raise Ambiguous(f"AWS gave {order.name} in the wrong market; its end has been asked.")
+        note = self._timer(machine, order)
+        return replace(
+            machine, mark=machine.mark or order.mark, name=order.name, notes=(note,) if note else ()
+        )
+
+    def _timer(self, machine: Machine, order: Order) -> str:
+        """Have AWS itself end it at its hard end; return what a person must know of that."""
         role = self.environ.get(aws_schedule.ROLE)
-        if role:
-            try:
-                aws_schedule.arm(self._aws, role, machine, order.mark)
-            except ProviderError as error:
-                # The machine is there and has its own timer: it must be returned, not forgotten.
-                _log.warning("%s has no timer of AWS's own: %s", order.name, error)
-        return replace(machine, mark=machine.mark or order.mark, name=order.name)
+        if not role:
+            return f"no timer of AWS's own ends it: {aws_schedule.ROLE} is not set"
+        try:
+            aws_schedule.arm(self._aws, role, machine, order.mark)
+        except ProviderError as error:
+            # The machine is there and has its own timer: it must be returned, not forgotten.
+            return f"no timer of AWS's own ends it: {error}"
+        return ""
 
     # ------------------------------------------------------------------ reading
 
@@ -259,7 +278,7 @@ class AwsProvider:
         if not rows:
             self._doubt(provider_id)
             raise NotFound(f"AWS knows no machine {instance_id} in {region}.")
-        return read_machine(rows[0], region, self._ssh_port())
+        return self._read(rows[0], region)
 
     def list(self) -> Sequence[Machine]:
         """Every machine in the regions that are named, or were used from here, but ended ones."""
@@ -270,14 +289,15 @@ class AwsProvider:
             pages = self._aws.ec2(region).get_paginator("describe_instances")
             alive = [{"Name": "instance-state-name", "Values": list(_ALIVE)}]
             return [
-                read_machine(row, region, self._ssh_port())
+                self._read(row, region)
                 for page in pages.paginate(Filters=alive, PaginationConfig={"PageSize": _PAGE})
                 for group in page["Reservations"]
                 for row in group["Instances"]
             ]
 
     def _regions(self) -> Sequence[str]:
-        return tuple(dict.fromkeys((*self._aws.regions(), *self._notes.used_regions())))
+        used = (*self._notes.used_regions(), *sorted(self._looked_in))
+        return tuple(dict.fromkeys((*self._aws.regions(), *used)))
 
     def _doubt(self, provider_id: str) -> None:
         """EC2 may not know yet what it launched. Raises Ambiguous while that can be."""
@@ -299,6 +319,7 @@ class AwsProvider:
         except NotFound:
             self._doubt(provider_id)
             return "absent already"
+        self._ended.setdefault(provider_id, self.clock.now())
         try:
             aws_leftovers.cancel_request_of(self._aws, region, instance_id)
         except ProviderError as error:
@@ -315,7 +336,8 @@ class AwsProvider:
             alive = {
                 split(one.provider_id)[1]: one.name
                 for one in machines
-                if one.region == region and one.state is not State.LOST
+                # One without our mark came out of a request that launches again and again.
+                if one.region == region and one.state is not State.LOST and one.mark is not None
             }
             found += aws_leftovers.leftovers(self._aws, region, alive)
         return found
@@ -327,9 +349,27 @@ class AwsProvider:
     # ------------------------------------------------------------------ money and health
 
     def billed(self, provider_id: str) -> Billed | None:
-        """AWS tells a day later, and not per machine; the cost is computed from the price."""
-        del provider_id
-        return None
+        """What a machine that this process has ended cost, by AWS's prices.
+
+        A bill comes a day later, and not per machine.
+        """
+        stay, ended = self._stays.get(provider_id), self._ended.get(provider_id)
+        if stay is None or ended is None:
+            return None
+        changes = self._histories.of(stay, ended) if stay.spot else ()
+        source = aws_billing.SPOT_SOURCE if stay.spot else aws_billing.LIST_SOURCE
+        return Billed(aws_billing.charged(stay, changes, ended), ended, source)
+
+    def look_in(self, regions: Iterable[str]) -> None:
+        """Look in these regions, too: somebody's ledger has machines there."""
+        self._looked_in |= {region for region in regions if region}
+
+    def _read(self, row: Mapping[str, Any], region: str) -> Machine:
+        machine = read_machine(row, region, self._ssh_port())
+        stay = aws_billing.stay_of(row, region)
+        if stay is not None:
+            self._stays[machine.provider_id] = stay
+        return machine
 
     def check(self) -> Sequence[Finding]:
         """Key, clock, rights, network, quotas."""

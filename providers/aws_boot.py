@@ -33,6 +33,13 @@ systemd-run --unit=gpuctl-end --on-active="$left"s --timer-property=AccuracySec=
 sh -c '{poweroff}' ||
   (sleep "$left"; {poweroff}) </dev/null >/dev/null 2>&1 &
 """
+# The agent's guard does not outlive a boot; the lease that it guards is on the disk.
+_REARM = """\
+for folder in /root/.gpuctl/*/; do
+  [ -f "$folder/lease.json" ] || continue
+  echo '{end}' | python3 "$folder/machine_agent.py" rearm "$folder"
+done
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +70,12 @@ def user_data(end: datetime, ssh_public_key: str | None, host_key: HostKey) -> s
     """Return the cloud-config of a machine.
 
     It lets root in with the caller's key alone, gives sshd the host key, keeps the package
-    manager's timers from taking its lock, and ends the machine at its hard end, whoever else has
+    manager's timers from taking its lock, ends the machine at its hard end, whoever else has
     forgotten it, and has a Python environment ready. `bootcmd` runs at every boot, before
-    anything is installed.
+    anything is installed: a reboot starts the guard of the lease again.
     """
     timer = _TIMER.format(end=int(end.timestamp()), poweroff=POWEROFF)
+    end_orders = json.dumps({"end": {"argv": ["sh", "-c", POWEROFF]}})
     quiet = "apt-daily.timer apt-daily-upgrade.timer unattended-upgrades.service"
     config = {
         "disable_root": False,
@@ -76,6 +84,7 @@ def user_data(end: datetime, ssh_public_key: str | None, host_key: HostKey) -> s
         "ssh_keys": {"ed25519_private": host_key.private, "ed25519_public": host_key.public},
         "bootcmd": [
             ["sh", "-c", timer],
+            ["sh", "-c", _REARM.replace("{end}", end_orders)],
             ["sh", "-c", f"systemctl disable --now {quiet} || true"],
             ["python3", "-m", "venv", "--without-pip", "--system-site-packages", PYTHON],
         ],

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from providers.aws_errors import said
-from providers.base import AuthFailed, InvalidRequest
+from providers.aws_pace import Pace
+from providers.base import AuthFailed, Clock, InvalidRequest, SystemClock
 from providers.http_client import user_agent
 
 REGIONS = "GPUCTL_AWS_REGIONS"
 _DEFAULT_REGION = "us-east-1"
+_ALL = "all"
 _AT_ONCE = 8
 _ENDPOINTS = {
     "ec2": "AWS_ENDPOINT_URL_EC2",
@@ -65,12 +67,19 @@ DEFAULT_PATIENCE = Patience()
 class Aws:
     """The clients of one set of credentials; made when first used, shared by threads."""
 
-    def __init__(self, environ: Mapping[str, str], patience: Patience = DEFAULT_PATIENCE) -> None:
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        patience: Patience = DEFAULT_PATIENCE,
+        clock: Clock | None = None,
+    ) -> None:
         self.environ = environ
         self._patience = patience
+        self._pace = Pace(clock or SystemClock())
         self._lock = threading.RLock()
         self._session: Any = None
         self._clients: dict[tuple[str, str, bool], Any] = {}
+        self._enabled: tuple[str, ...] | None = None
 
     def configured(self) -> bool:
         """Whether there are credentials for AWS itself; asks nobody.
@@ -91,11 +100,26 @@ class Aws:
         return any(_holds_keys(Path(environ.get(name) or home / file)) for name, file in _FILES)
 
     def regions(self) -> tuple[str, ...]:
-        """The regions to look in: GPUCTL_AWS_REGIONS, else the SDK's one."""
+        """The regions to look in: GPUCTL_AWS_REGIONS, else the SDK's one.
+
+        For "all" AWS is asked, once, which ones the account may use; that raises ProviderError.
+        """
         named = [part.strip() for part in self.environ.get(REGIONS, "").split(",")]
-        if found := tuple(dict.fromkeys(part for part in named if part)):
-            return found
-        return (self._first("AWS_REGION", "AWS_DEFAULT_REGION") or self._own_region(),)
+        found = tuple(dict.fromkeys(part for part in named if part))
+        if found == (_ALL,):
+            return self._enabled_regions()
+        return found or (self._home_region(),)
+
+    def _home_region(self) -> str:
+        return self._first("AWS_REGION", "AWS_DEFAULT_REGION") or self._own_region()
+
+    def _enabled_regions(self) -> tuple[str, ...]:
+        with self._lock:
+            if self._enabled is None:
+                with said("AWS did not name the regions of the account"):
+                    told = self.ec2(self._home_region()).describe_regions(AllRegions=False)
+                self._enabled = tuple(sorted(str(row["RegionName"]) for row in told["Regions"]))
+            return self._enabled
 
     def launching(self, region: str) -> Any:
         """Return an EC2 client that sends everything once."""
@@ -163,11 +187,18 @@ class Aws:
         endpoint = None if ignored else self._first(_ENDPOINTS[service], "AWS_ENDPOINT_URL")
         session: Any = self._own_session()
         try:
-            return session.client(service, region, endpoint_url=endpoint, config=config)
+            client = session.client(service, region, endpoint_url=endpoint, config=config)
         except ValueError as error:
             raise InvalidRequest(
                 f"The address of AWS's {service} is malformed; look at AWS_ENDPOINT_URL."
             ) from error
+        if service == "ec2":
+            # First, for the signature that is made next is good for minutes only.
+            client.meta.events.register_first(
+                "request-created.ec2",
+                lambda operation_name, **_: self._pace.wait(region, operation_name),
+            )
+        return client
 
     def _own_session(self) -> Any:
         if self._session is not None:

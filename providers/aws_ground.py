@@ -22,6 +22,9 @@ _DLAMI = (
     "/aws/service/deeplearning/ami/{arch}/base-oss-nvidia-driver{gpu}-ubuntu-{os}/latest/ami-id"
 )
 _UBUNTU = "/aws/service/canonical/ubuntu/server/24.04/stable/current/{arch}/hvm/ebs-gp3/ami-id"
+_DLAMI_OWNER = "898082745236"
+_DLAMI_NAME = "Deep Learning Base OSS Nvidia Driver GPU AMI (Ubuntu {os}) *"
+_DLAMI_VERSIONS = ("24.04", "22.04")
 _IMAGES_KEPT = timedelta(hours=6)
 _SSH = {
     "IpProtocol": "tcp",
@@ -84,7 +87,14 @@ def find_image(
     key = f"{region} {parameters[0]}"
     if known := notes.get("images", key, _IMAGES_KEPT):
         return Image(*known[1])
-    found = _described(aws, region, _resolved(aws, region, [str(p) for p in parameters]))
+    ami = _resolved(aws, region, [str(p) for p in parameters])
+    if ami is None and name is None and gpu:
+        ami = _newest(aws, region, arch)
+    if ami is None:
+        raise InvalidRequest(
+            f"{region} has no image under {parameters[0]}; name one in {IMAGE}, or with --image."
+        )
+    found = _described(aws, region, ami)
     notes.put("images", {key: [found.id, found.root_device, found.gigabytes]})
     return found
 
@@ -95,12 +105,12 @@ def _own_images(arch: str, gpu: bool) -> list[str]:
     # AWS's own page leaves "-gpu-" out, and everybody else's code has it.
     return [
         _DLAMI.format(arch=arch, gpu=word, os=version)
-        for version in ("24.04", "22.04")
+        for version in _DLAMI_VERSIONS
         for word in ("-gpu", "")
     ]
 
 
-def _resolved(aws: Aws, region: str, names: Sequence[str]) -> str:
+def _resolved(aws: Aws, region: str, names: Sequence[str]) -> str | None:
     if names[0].startswith("ami-"):
         return names[0]
     for name in names:
@@ -111,9 +121,22 @@ def _resolved(aws: Aws, region: str, names: Sequence[str]) -> str:
         except NotFound:
             continue
         return str(found["Parameter"]["Value"])
-    raise InvalidRequest(
-        f"{region} has no image under {names[0]}; name one in {IMAGE}, or with --image."
-    )
+    return None
+
+
+def _newest(aws: Aws, region: str, arch: str) -> str | None:
+    """Look for AWS's deep-learning image by its title: parameters have been renamed before."""
+    titles = [_DLAMI_NAME.format(os=version) for version in _DLAMI_VERSIONS]
+    filters = [
+        {"Name": "name", "Values": titles},
+        {"Name": "architecture", "Values": [arch]},
+        {"Name": "state", "Values": ["available"]},
+    ]
+    with said(f"AWS did not list the images of {region}"):
+        rows = aws.ec2(region).describe_images(Owners=[_DLAMI_OWNER], Filters=filters)["Images"]
+    best = f"Ubuntu {_DLAMI_VERSIONS[0]}"
+    newest = max(rows, key=lambda row: (best in row["Name"], row["CreationDate"]), default=None)
+    return str(newest["ImageId"]) if newest else None
 
 
 def _described(aws: Aws, region: str, ami: str) -> Image:

@@ -14,7 +14,8 @@ from providers.base import InvalidRequest, Leftover, NotFound
 
 _OURS = {"Name": f"tag:{MANAGED}", "Values": ["1"]}
 _FREE = {"Name": "status", "Values": ["available"]}
-_OPEN = {"Name": "state", "Values": ["open", "active"]}
+# A disabled one has a machine that an interruption has stopped; others of its kind launch again.
+_OPEN = {"Name": "state", "Values": ["open", "active", "disabled"]}
 _GP3_MONTH = Decimal("0.08")
 
 

@@ -49,6 +49,8 @@ def marks(name: str, mark: Mark) -> dict[str, str]:
         "gpuctl:owner": mark.owner,
         "gpuctl:end": str(int(mark.end.timestamp())),
     }
+    if mark.managed_by != "gpuctl":
+        tags["gpuctl:managed-by"] = mark.managed_by
     return tags | ({"gpuctl:run": mark.run} if mark.run else {})
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
+from threading import Thread
 
 from providers import aws_prices
 from providers.aws_client import Aws
@@ -15,12 +16,14 @@ from providers.aws_notes import Notes
 from providers.aws_types import CPU_TYPES, GPU_TYPES, Kind, read_kind
 from providers.base import InvalidRequest, NoCapacity, Offer, ProviderError, Unsupported, Want
 from providers.matching import Requirement, in_regions, unmet
+from providers.reference.ec2 import EGRESS_GB
 
 SPOT, ON_DEMAND = "spot", "on-demand"
 _KINDS_KEPT = timedelta(hours=24)
 _PAGE = 100
 _SCORED_TYPES = 3  # with fewer the placement score means nothing, AWS says
 _SCORES_KEPT = timedelta(minutes=10)
+_HINT_SECONDS = 0.5
 _CENT = Decimal("0.000001")
 _NO_DRIVER = ("g6f.", "gr6f.", "g7e.")  # not in the release note of AWS's image
 _UNSURE = "AWS's image does not name this type: check that its driver works, or name an image"
@@ -37,16 +40,23 @@ def offers(aws: Aws, notes: Notes, want: Want, now: datetime) -> Sequence[Offer]
     """
     _check_image(want)
     regions = [region for region in aws.regions() if in_regions(region, want.regions)]
-
-    def ask(region: str) -> Sequence[Offer] | ProviderError:
-        try:
-            return _in_region(aws, notes, region, want, now)
-        except ProviderError as error:
-            return error
-
-    answers = aws.each(ask, regions) if regions else []
-    failed = [answer for answer in answers if isinstance(answer, ProviderError)]
-    found = [one for answer in answers if not isinstance(answer, ProviderError) for one in answer]
+    unpriced = _each(aws, regions, lambda region: _unpriced_in(aws, notes, region, want, now))
+    rows_of = {
+        region: rows for region, rows in unpriced.items() if not isinstance(rows, ProviderError)
+    }
+    types = sorted({_type_of(row) for rows in rows_of.values() for row in rows if row.spot})
+    # A hint: it is asked for beside the prices, and hardly waited for.
+    hint = Thread(target=_ask_scores, args=(aws, notes, regions, types), daemon=True)
+    hint.start()
+    priced = _each(
+        aws, [*rows_of], lambda region: _priced_in(aws, notes, region, rows_of[region], want, now)
+    )
+    hint.join(_HINT_SECONDS)
+    answers = unpriced | priced
+    failed = [answer for answer in answers.values() if isinstance(answer, ProviderError)]
+    found = [
+        one for rows in answers.values() if not isinstance(rows, ProviderError) for one in rows
+    ]
     if failed and not found:
         raise failed[0]
     if failed:
@@ -54,8 +64,6 @@ def offers(aws: Aws, notes: Notes, want: Want, now: datetime) -> Sequence[Offer]
         found = [
             replace(offer, note=" ".join(filter(None, [offer.note, missing]))) for offer in found
         ]
-    if any(offer.spot for offer in found):
-        _ask_scores(aws, notes, regions, sorted({o.id.split(":")[2] for o in found if o.spot}))
     return sorted(found, key=lambda offer: (offer.price_hour, offer.id))
 
 
@@ -118,17 +126,42 @@ def score(notes: Notes, zone_id: str) -> int | None:
     return None if found is None else int(found[1])
 
 
-def _in_region(aws: Aws, notes: Notes, region: str, want: Want, now: datetime) -> Sequence[Offer]:
+_Answers = dict[str, Sequence[Offer] | ProviderError]
+"""Region -> its rows, or why there are none."""
+
+
+def _each(aws: Aws, regions: Sequence[str], ask: Callable[[str], Sequence[Offer]]) -> _Answers:
+    """Ask in every region at once. One that fails costs its own rows, whichever place it has."""
+
+    def answer(region: str) -> Sequence[Offer] | ProviderError:
+        try:
+            return ask(region)
+        except ProviderError as error:
+            return error
+
+    return dict(zip(regions, aws.each(answer, regions) if regions else (), strict=True))
+
+
+def _type_of(offer: Offer) -> str:
+    return offer.id.split(":")[2]
+
+
+def _unpriced_in(aws: Aws, notes: Notes, region: str, want: Want, now: datetime) -> Sequence[Offer]:
     patterns = GPU_TYPES if want.gpus else CPU_TYPES
-    rows = [
+    return [
         row
         for kind in kinds(aws, notes, region, patterns)
         for row in _unpriced(kind, region, want, now)
     ]
-    spot = [row.id.split(":")[2] for row in rows if row.spot]
-    on_demand = [row.id.split(":")[2] for row in rows if not row.spot]
+
+
+def _priced_in(
+    aws: Aws, notes: Notes, region: str, rows: Sequence[Offer], want: Want, now: datetime
+) -> Sequence[Offer]:
     if not rows:
         return []
+    spot = [_type_of(row) for row in rows if row.spot]
+    on_demand = [_type_of(row) for row in rows if not row.spot]
     # Three questions that do not wait for each other.
     with ThreadPoolExecutor(3) as pool:
         asked_month = pool.submit(aws_prices.disk_month, aws, notes, region)
@@ -141,7 +174,7 @@ def _in_region(aws: Aws, notes: Notes, region: str, want: Want, now: datetime) -
     listed = asked_list.result()
     found = []
     for row in rows:
-        name = row.id.split(":")[2]
+        name = _type_of(row)
         if row.spot and name in cheapest:
             found.append(replace(row, price_hour=(cheapest[name] + beside).quantize(_CENT)))
         elif not row.spot and name in listed:
@@ -166,6 +199,7 @@ def _unpriced(kind: Kind, region: str, want: Want, now: datetime) -> list[Offer]
             vcpus=kind.vcpus,
             ram_gb=kind.ram_gb,
             as_of=now,
+            gb_out_price=EGRESS_GB,
             note=_UNSURE if kind.name.startswith(_NO_DRIVER) and want.image is None else "",
         )
         if sold and not unmet(offer, want) - {Requirement.PRICE}:
@@ -193,8 +227,8 @@ def _ask_scores(aws: Aws, notes: Notes, regions: Sequence[str], types: Sequence[
                 SingleAvailabilityZone=True,
                 RegionNames=list(regions),
             )
-        scores = found["SpotPlacementScores"]
-        values |= {row["AvailabilityZoneId"]: row["Score"] for row in scores}
+        scores = found.get("SpotPlacementScores") or ()
+        values |= {str(row.get("AvailabilityZoneId")): row.get("Score", 0) for row in scores}
     except ProviderError:
         pass
     notes.put("scores", values)

@@ -7,12 +7,12 @@ implementation against it.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 # --------------------------------------------------------------------------- time
 
@@ -24,10 +24,18 @@ class Clock(Protocol):
         """Return the present moment, timezone-aware, in UTC."""
 
     def monotonic(self) -> float:
-        """Return seconds that never run backwards."""
+        """Return seconds that nobody can set, and that go on while the computer sleeps.
+
+        All processes of one computer count the same ones, until it is booted again.
+        """
 
     def sleep(self, seconds: float) -> None:
         """Let ``seconds`` pass."""
+
+
+# Python's own monotonic clock stands still while a laptop is suspended: on Linux the kernel's
+# CLOCK_MONOTONIC does, on macOS only Python's choice of another one.
+_SINCE_BOOT: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class SystemClock:
@@ -38,8 +46,8 @@ class SystemClock:
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
-        """Return seconds since an arbitrary moment."""
-        return time.monotonic()
+        """Return seconds since the boot, sleep included."""
+        return time.clock_gettime(_SINCE_BOOT)
 
     def sleep(self, seconds: float) -> None:
         """Block for ``seconds``."""
@@ -144,7 +152,7 @@ class Want:
     """What somebody asks for. Empty or ``None`` means "no requirement"."""
 
     gpus: tuple[str, ...] = ()  # selectors as `providers.gpus` parses them; () = no GPU needed
-    gpu_count: int = 1  # GPUs a machine; ignored when `gpus` is empty
+    gpu_count: int = 1  # GPUs a machine; 0 = any number; ignored when `gpus` is empty
     cpus: int | None = None
     memory_gb: float | None = None
     disk_gb: float = 40
@@ -173,6 +181,8 @@ class Offer:
     disk_gb: float | None = None
     reliability: float | None = None  # 0 to 1
     available: bool = True
+    gb_in_price: Decimal = Decimal(0)  # USD for a GB that the machine receives: not in price_hour
+    gb_out_price: Decimal = Decimal(0)  # and for a GB that it sends
     source: Literal["live", "reference"] = "live"
     as_of: datetime = field(default_factory=lambda: datetime.now(UTC))
     fx_rate: Decimal | None = None  # USD per unit of the provider's currency
@@ -266,6 +276,7 @@ class Machine:
     reason: str | None = None  # "interrupted" where the provider says it took the machine away
     self_end: SelfEnd | None = None
     notice_root: str | None = None  # a metadata service like EC2's that announces interruptions
+    notes: tuple[str, ...] = ()  # what `create` could not do for it, in sentences without its name
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,11 +320,22 @@ class Capabilities:
     kind: Literal["container", "vm", "local", "host"]
     gpus: bool  # sells machines with GPUs
     by_name_only: bool = False  # takes part only when named (local, ssh)
+    console: str = ""  # the page of a machine; {id} and {region} are filled in
+    console_note: str = ""  # what a person must mind there
+    bill_step_seconds: float | None = None  # what it begins of so much it charges; None: a second
     settle_seconds: float = 30  # after this long a listing shows what happened before
     poll_seconds: float = 5  # how often asking about one machine is polite
 
 
 # ----------------------------------------------------------------------- interface
+
+
+@runtime_checkable
+class Regional(Protocol):
+    """A provider that looks only where it is told to: it is also told where machines were."""
+
+    def look_in(self, regions: Iterable[str]) -> None:
+        """List these regions, too."""
 
 
 class Provider(Protocol):

@@ -38,7 +38,7 @@ from providers.base import (
     Want,
 )
 from providers.hetzner_checks import check
-from providers.hetzner_client import TIMEOUTS, Api, Shared, part
+from providers.hetzner_client import TIMEOUTS, Api, part
 from providers.hetzner_credentials import endpoint, token
 from providers.hetzner_errors import Refusal
 from providers.hetzner_leftovers import find_leftovers, remove_leftover
@@ -53,6 +53,7 @@ from providers.hetzner_offers import (
 )
 from providers.hetzner_order import image_id, ssh_key_id
 from providers.reference.exchange import eur_usd
+from providers.shared_call import SharedCall
 
 Json = dict[str, Any]
 _LOG = logging.getLogger(__name__)
@@ -77,8 +78,9 @@ class HetznerProvider:
         self._environ = environ
         self._clock = clock
         self._api = Api(lambda: token(environ), endpoint(environ), clock, timeouts)
-        self._listed = Shared[Sequence[Machine]]()
-        self._left = Shared[Sequence[Leftover]]()
+        # Many machines are ended side by side, and the limit is the project's.
+        self._listed = SharedCall(self._all_machines)
+        self._left = SharedCall(self._all_leftovers)
         self._prices: tuple[float, Prices] | None = None
         self._actions: dict[str, tuple[int, ...]] = {}  # of servers that we made and that boot
         self._deleted: set[str] = set()  # whose deletion was accepted
@@ -101,6 +103,9 @@ class HetznerProvider:
             labels=True,
             kind="vm",
             gpus=False,
+            console="https://console.hetzner.com/projects",
+            console_note="in the project of the token, which the API does not name",
+            bill_step_seconds=3600,
             settle_seconds=5,
             poll_seconds=2,
         )
@@ -154,7 +159,6 @@ class HetznerProvider:
         kind, location = read_offer_id(order.offer.id)
         self._check_price(order, kind, location)
         host_key = hetzner_boot.new_host_key()
-        now = self._clock.now()
         try:
             labels = hetzner_servers.labels_of(order.mark, host_key.label)
         except ValueError as error:
@@ -165,7 +169,7 @@ class HetznerProvider:
             "location": location,
             "image": image_id(self._api, order.image or _IMAGE, kind),
             "ssh_keys": [ssh_key_id(self._api, order)],
-            "user_data": hetzner_boot.user_data(host_key, now, order.mark.end),
+            "user_data": hetzner_boot.user_data(host_key, order.mark.end),
             "labels": labels,
             "start_after_create": True,
             "public_net": {"enable_ipv4": True, "enable_ipv6": True},
@@ -227,9 +231,10 @@ class HetznerProvider:
 
     def list(self) -> Sequence[Machine]:
         """Every server of the project, in any state."""
-        return self._listed.get(
-            lambda: [self._machine(one) for one in self._rows("servers", {"sort": "id:asc"})]
-        )
+        return self._listed()
+
+    def _all_machines(self) -> Sequence[Machine]:
+        return [self._machine(one) for one in self._rows("servers", {"sort": "id:asc"})]
 
     def _with_failed_start(self, machine: Machine) -> Machine:
         """Tell of a server whose start has failed, which its status does not."""
@@ -337,13 +342,15 @@ class HetznerProvider:
 
     def leftovers(self) -> Sequence[Leftover]:
         """Addresses, volumes and snapshots with our mark that belong to no server."""
+        return self._left()
+
+    def _all_leftovers(self) -> Sequence[Leftover]:
         rate = eur_usd(self._environ)
-        return self._left.get(lambda: find_leftovers(self._rows, self._known_prices(), rate))
+        return find_leftovers(self._rows, self._known_prices(), rate)
 
     def remove(self, leftover: Leftover) -> None:
         """Delete one of those."""
         remove_leftover(self._api, leftover)
-        self._left = Shared()  # an answer that is under way may still show it
 
     # ------------------------------------------------------------------ money and health
 

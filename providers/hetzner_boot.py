@@ -23,6 +23,13 @@ _PIP = f"""#!/bin/sh
 timeout 600 cloud-init status --wait >/dev/null 2>&1
 exec {PYTHON}/bin/python -m pip "$@"
 """
+# `bootcmd` runs before anything is installed, and at every boot.
+_TIMER = """\
+left=$(({end} - $(date +%s)))
+[ "$left" -gt 0 ] || left=1
+systemd-run --unit=gpuctl-end --on-active="$left"s --timer-property=AccuracySec=1s poweroff ||
+  (sleep "$left"; poweroff) </dev/null >/dev/null 2>&1 &
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,29 +64,29 @@ def host_key_of(label: object) -> str | None:
     return _line(raw) if len(raw) == _RAW_BYTES else None
 
 
-def user_data(key: HostKey, now: datetime, end: datetime) -> str:
+def user_data(key: HostKey, end: datetime) -> str:
     """Return the user data of a new server.
 
-    The timer only switches it off, which ends what it does and not what it costs: no credential
-    that Hetzner has is narrow enough to be put there.
+    Its timer is set at every boot. It only switches the server off, which ends what it does and
+    not what it costs: no credential that Hetzner has is narrow enough to be put there.
 
     Args:
-        now: the moment of the create call.
         end: its hard end.
     """
-    minutes = max(1, -(-int((end - now).total_seconds()) // 60))
     config: Mapping[str, object] = {
         "ssh_deletekeys": True,
         "ssh_keys": {"ed25519_private": key.private, "ed25519_public": key.public},
         "ssh_pwauth": False,
         # Before sshd, and without a network: whoever gets in finds it.
-        "bootcmd": [["python3", "-m", "venv", "--without-pip", "--system-site-packages", PYTHON]],
+        "bootcmd": [
+            ["sh", "-c", _TIMER.format(end=int(end.timestamp()))],
+            ["python3", "-m", "venv", "--without-pip", "--system-site-packages", PYTHON],
+        ],
         "write_files": [
             {"path": f"{PYTHON}/bin/{name}", "permissions": "0755", "content": _PIP}
             for name in ("pip", "pip3")
         ],
         "packages": ["python3-pip"],
-        "runcmd": [["shutdown", "-P", f"+{minutes}"]],
     }
     return f"#cloud-config\n{json.dumps(config)}\n"  # JSON is YAML
 

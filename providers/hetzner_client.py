@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from providers.base import Ambiguous, AuthFailed, Clock, RateLimited
 from providers.hetzner_errors import REFILL_SECONDS, Refusal
@@ -29,7 +28,6 @@ _PASSES = 4
 _READ_TRIES = 3
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_WAIT_SECONDS = 60.0
-_SHARED_SECONDS = 600.0
 
 
 class Api:
@@ -179,45 +177,6 @@ class Api:
             if hasattr(inside, "_retry_max_retries"):
                 inside._retry_max_retries = 0
         return client
-
-
-class Shared(Generic[_T]):
-    """One answer for all who ask while it is under way.
-
-    Ending many machines at once asks for the list as often; the API's limit is for the account.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._coming: Future[_T] | None = None
-
-    def get(self, ask: Callable[[], _T]) -> _T:
-        """Return what ``ask`` returns, or what somebody else's does who asked just before."""
-        with self._lock:
-            coming, first = self._coming, self._coming is None
-            if coming is None:
-                coming = self._coming = Future()
-        if not first:
-            try:
-                return coming.result(_SHARED_SECONDS)
-            except TimeoutError:
-                raise Ambiguous("Hetzner did not answer in time.") from None
-        try:
-            answer = ask()
-        except BaseException as error:
-            kept = (
-                error if isinstance(error, Exception) else Ambiguous("The question was broken off.")
-            )
-            self._done()
-            coming.set_exception(kept)
-            raise
-        self._done()
-        coming.set_result(answer)
-        return answer
-
-    def _done(self) -> None:
-        with self._lock:
-            self._coming = None
 
 
 def part(said: Mapping[str, Any], key: str, kind: type[_T]) -> _T:

@@ -111,6 +111,36 @@ class HttpClient:
         """
         return self._call(method, path, query, body)
 
+    def first_lines(
+        self, path: str, *, query: Mapping[str, Any] | None = None, quiet: float, most: int
+    ) -> list[str]:
+        """Return what a stream that does not end has to say by now.
+
+        Args:
+            quiet: seconds without a word after which that was all.
+            most: lines, and seconds in all.
+
+        Raises:
+            Ambiguous: no answer, or not a stream.
+        """
+        import requests
+
+        what, found, began = f"GET {path}", [], self._clock.monotonic()
+        try:
+            with self._open("GET", path, query, None, quiet) as response:
+                if response.status_code != 200:
+                    raise Ambiguous(f"{self._provider} answered {response.status_code} to {what}.")
+                for line in response.iter_lines(1):
+                    found.append(_printable(line))
+                    if len(found) >= most or self._clock.monotonic() - began > most:
+                        break
+        except (requests.RequestException, OSError) as error:
+            if not found:
+                raise Ambiguous(
+                    f"{self._provider} did not answer {what} ({_kind(error)})."
+                ) from None
+        return found
+
     def not_found(self, what: str) -> NotFound:
         """Return the error for a 404 that a caller takes for an absence."""
         return NotFound(f"{self._provider} has no {what}.")
@@ -124,21 +154,9 @@ class HttpClient:
     def _call(self, method: str, path: str, query: Mapping[str, Any] | None, body: Any) -> Answer:
         import requests
 
-        if self._session is None:
-            self._session = requests.Session()
-            self._session.trust_env = True
         what = f"{method} {path}"
         try:
-            with self._session.request(
-                method,
-                f"{self._root}{path}",
-                params=query,
-                data=None if body is None else json.dumps(body),
-                headers={**self._headers, **_content_type(body)},
-                timeout=(CONNECT_SECONDS, READ_SECONDS),
-                allow_redirects=False,  # a redirect would carry the key elsewhere
-                stream=True,
-            ) as response:
+            with self._open(method, path, query, body, READ_SECONDS) as response:
                 content = response.raw.read(_MAX_BYTES + 1, decode_content=True)
                 status = response.status_code
                 headers = {name.lower(): value for name, value in response.headers.items()}
@@ -148,6 +166,25 @@ class HttpClient:
         if len(content) > _MAX_BYTES:
             raise Ambiguous(f"{self._provider} answered {what} with more than {_MAX_BYTES} bytes.")
         return self._told(what, status, headers, content)
+
+    def _open(
+        self, method: str, path: str, query: Mapping[str, Any] | None, body: Any, seconds: float
+    ) -> requests.Response:
+        import requests
+
+        if self._session is None:
+            self._session = requests.Session()
+            self._session.trust_env = True
+        return self._session.request(
+            method,
+            f"{self._root}{path}",
+            params=query,
+            data=None if body is None else json.dumps(body),
+            headers={**self._headers, **_content_type(body)},
+            timeout=(CONNECT_SECONDS, seconds),
+            allow_redirects=False,  # a redirect would carry the key elsewhere
+            stream=True,
+        )
 
     def _told(self, what: str, status: int, headers: Mapping[str, str], content: bytes) -> Answer:
         text = _printable(content)

@@ -47,15 +47,14 @@ def rows(want: Want, computer: Offer, cards: Sequence[Gpu]) -> list[Offer]:
     found = []
     for card, number in Counter((card.name, card.vram_gb) for card in cards).items():
         name, vram = card
+        count = want.gpu_count or number
         if (
-            number >= want.gpu_count
+            number >= count
             and vram >= (want.min_vram_gb or 0)
             and any(selector.matches(name, vram) for selector in selectors)
         ):
-            row_id = offer_id(name, want.gpu_count, spot=computer.spot)
-            found.append(
-                replace(computer, id=row_id, gpu=name, gpu_count=want.gpu_count, vram_gb=vram)
-            )
+            row_id = offer_id(name, count, spot=computer.spot)
+            found.append(replace(computer, id=row_id, gpu=name, gpu_count=count, vram_gb=vram))
     return found
 
 

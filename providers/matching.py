@@ -41,7 +41,7 @@ def unmet(offer: Offer, want: Want) -> frozenset[Requirement]:
     """
     failed: set[Requirement] = set()
     if want.gpus:
-        if offer.gpu_count != want.gpu_count:
+        if want.gpu_count not in (0, offer.gpu_count):
             failed.add(Requirement.COUNT)
         if offer.gpu_count == 0 or not any(
             selector.matches(offer.gpu, offer.vram_gb) for selector in selectors(want.gpus)

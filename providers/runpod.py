@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -35,20 +36,25 @@ from providers.base import (
     PriceChanged,
     ProviderError,
     QuotaExceeded,
+    State,
     Unsupported,
     Want,
 )
 from providers.http_client import Answer
 from providers.runpod_client import RunpodClient, read_refusal, refusal
 from providers.runpod_health import Funds, ask_funds, findings
+from providers.runpod_logs import Logs
 from providers.runpod_offers import COMMUNITY, SECURE
 from providers.runpod_pods import IMAGE_CUDA, body_of, machine_of, moment
-from providers.shared_call import SharedCall
+from providers.shared_call import RecentAnswer, SharedCall
 
 _CATALOG = "/v2/catalog/gpus"
+_BILLING = "/v2/billing/pods"
 _OURS = re.compile(r"^gpuctl-[a-z0-9-]+-[0-9a-f]{6}-[0-9a-f]{8}$")
 _ID = re.compile(r"^[A-Za-z0-9_-]+$")
 _VOLUME_MONTH = Decimal("0.07")  # USD a GB below 1 TB; docs.runpod.io, 2026-08
+_SHOWN_AFTER = timedelta(seconds=60)  # new pods have been answered with 404
+_SOON = timedelta(seconds=10)
 _SUSPICIOUS = 2  # refusals in a row after which the account's money is looked at
 
 
@@ -64,10 +70,14 @@ class RunpodProvider:
         self._ssh_port = credentials.ssh_port(environ)
         self._client: RunpodClient | None = None
         self._refused = 0  # creates in a row that found no capacity
-        self._ended: dict[str, datetime] = {}  # when this process had them deleted
+        self._unseen: dict[str, datetime] = {}  # when this process made what it never saw since
+        self._ended: dict[str, datetime] = {}  # when it had them deleted
+        self._logs = Logs(clock)
         # Many machines are ended side by side, and quotas are small.
         self._pods = SharedCall(self._all_pods)
         self._volumes = SharedCall(self._all_volumes)
+        self._bills = RecentAnswer(lambda: self._bill_of(None), clock, _SOON.total_seconds())
+        self._bill_asked: datetime | None = None
 
     @classmethod
     def from_environment(
@@ -91,6 +101,7 @@ class RunpodProvider:
             labels=True,
             kind="container",
             gpus=True,
+            console="https://console.runpod.io/pods?id={id}",
             settle_seconds=10,
             poll_seconds=5,
         )
@@ -108,7 +119,7 @@ class RunpodProvider:
                 "RunPod has no spot machines any more (its API v2 has no field for them); without "
                 "--spot it sells on-demand GPU containers."
             )
-        count = want.gpu_count if want.gpus else 1
+        count = (want.gpu_count if want.gpus else 0) or 1
         stock: dict[str, Any] = {"include": "AVAILABILITY", "product": "POD"}
         cards = {**stock, "count": count}
         if want.image is None:
@@ -142,7 +153,9 @@ class RunpodProvider:
         if not 200 <= answer.status < 300:
             raise self._why(refusal(f"to create {order.name}", answer))
         self._refused = 0
-        return self._machine(answer)
+        made = self._machine(answer)
+        self._unseen[made.provider_id] = self._clock.now()
+        return made
 
     def _why(self, refused: ProviderError) -> ProviderError:
         """Look behind a second "no instances" in a row: a spend cap answers the same."""
@@ -167,11 +180,26 @@ class RunpodProvider:
             raise NotFound(f"RunPod has no pod {provider_id}.")
         if answer.status != 200:
             raise read_refusal(f"GET {path}", answer)
-        return self._machine(answer)
+        self._unseen.pop(provider_id, None)
+        return self._with_hope(self._machine(answer))
+
+    def _with_hope(self, machine: Machine) -> Machine:
+        """Call a pod lost whose logs say that it will never start."""
+        if machine.state is State.READY:
+            self._logs.started(machine.provider_id)
+        if machine.state is not State.BOOTING:
+            return machine
+        why = self._logs.why_hopeless(self._api, machine.provider_id, machine.created_at)
+        if why is None:
+            return machine
+        return replace(machine, state=State.LOST, status=f"{machine.status}: {why[:160]}")
 
     def list(self) -> Sequence[Machine]:
         """Every pod of the account, those of clusters too."""
-        return [machine_of(pod, self._root, self._ssh_port) for pod in self._pods()]
+        found = [machine_of(pod, self._root, self._ssh_port) for pod in self._pods()]
+        for machine in found:
+            self._unseen.pop(machine.provider_id, None)
+        return found
 
     def _all_pods(self) -> Sequence[Mapping[str, Any]]:
         return self._api.all_of("/v2/pods", "pods", {"includeClusterPods": "true"})
@@ -187,15 +215,23 @@ class RunpodProvider:
     # ------------------------------------------------------------------ the end
 
     def destroy(self, provider_id: str) -> str:
-        """Delete the pod. That it is unknown counts as accepted, and proves nothing."""
+        """Delete the pod. That it is unknown counts as accepted, and proves nothing.
+
+        Raises:
+            Ambiguous: this process has just made it; RunPod may not know it yet.
+        """
         path = _path(provider_id)
         if path is None:
             return "no pod can have that id"
         answer = self._api.change("DELETE", path)
         if 200 <= answer.status < 300:
             self._ended[provider_id] = self._clock.now()
+            self._unseen.pop(provider_id, None)
             return f"{answer.status} deleted"
         if answer.status == 404 and isinstance(answer.body, Mapping):
+            made = self._unseen.get(provider_id)
+            if made is not None and self._clock.now() - made < _SHOWN_AFTER:
+                raise Ambiguous(f"RunPod does not know {provider_id} yet, which it has just made.")
             return "404 absent already"
         raise refusal(f"to delete {provider_id}", answer)
 
@@ -230,22 +266,38 @@ class RunpodProvider:
         ended = self._ended.get(provider_id)
         if ended is not None and self._clock.now() < _next_hour(ended):
             return None
-        query = {"podId": provider_id, "bucketSize": "hour"}
-        answer = self._api.read("/v2/billing/pods", query)
-        if answer.status != 200 or not isinstance(answer.body, Mapping):
-            raise read_refusal("GET /v2/billing/pods", answer)
-        records = answer.body.get("records")
+        now = self._clock.now()
+        before, self._bill_asked = self._bill_asked, now
+        if before is not None and now - before < _SOON:
+            # One after the other is asked for: the account's bill of this hour has them all.
+            records = self._bills.since(_next_hour(now) - timedelta(hours=1))
+        else:
+            records = self._bill_of(provider_id)
         amounts: list[Decimal] = []
         ends: list[datetime] = []
-        for record in records if isinstance(records, list) else ():
+        for record in records:
             amount, end = record.get("totalAmount"), moment(record.get("endTime"))
             if record.get("podId") != provider_id or end is None:
                 continue
             amounts.append(catalogue.money(amount) or Decimal(0))
             ends.append(end)
-        if not ends or max(ends) > self._clock.now():
+        if not ends or max(ends) > now:
             return None
-        return Billed(sum(amounts, Decimal(0)), max(ends).astimezone(UTC), "GET /v2/billing/pods")
+        return Billed(sum(amounts, Decimal(0)), max(ends).astimezone(UTC), f"GET {_BILLING}")
+
+    def _bill_of(self, provider_id: str | None) -> Sequence[Mapping[str, Any]]:
+        """The records of one pod, or of all. Raises Ambiguous when they may not be all."""
+        query = {"bucketSize": "hour"} | ({} if provider_id is None else {"podId": provider_id})
+        answer = self._api.read(_BILLING, query)
+        if answer.status != 200 or not isinstance(answer.body, Mapping):
+            raise read_refusal(f"GET {_BILLING}", answer)
+        said = answer.body.get("records")
+        records = said if isinstance(said, list) else []
+        about = answer.body.get("metadata")
+        count = about.get("recordCount") if isinstance(about, Mapping) else None
+        if isinstance(count, int) and count != len(records):
+            raise Ambiguous(f"RunPod's bill has {len(records)} of {count} records.")
+        return records
 
     def check(self) -> Sequence[Finding]:
         """Key, rights, money and clock."""

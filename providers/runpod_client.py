@@ -22,6 +22,8 @@ from providers.http_client import Answer, HttpClient
 _LONGEST_WAIT_SECONDS = 90.0  # a minute's window, and a little more
 _READ_TRIES = 3
 _MOST_PAGES = 1000
+_QUIET_SECONDS = 2.0
+_MOST_LINES = 400
 _WINDOW = re.compile(r'"(\w+)";r=(\d+);t=(\d+)')
 _CAPACITY = re.compile(
     r"no (longer any )?instances available|not enough free GPUs|does not have the resources"
@@ -122,6 +124,11 @@ class RunpodClient:
             self._pace.learn(answer.headers)
             return answer
         raise AssertionError("no try was made")
+
+    def first_lines(self, path: str, query: Mapping[str, Any]) -> list[str]:
+        """Return what a stream of events has to say by now. Raises as `HttpClient.first_lines`."""
+        self._pace.wait()
+        return self._http.first_lines(path, query=query, quiet=_QUIET_SECONDS, most=_MOST_LINES)
 
     def change(self, method: str, path: str, body: Any = None) -> Answer:
         """Change something. Never repeated. Raises as `HttpClient.write`."""

@@ -100,7 +100,7 @@ def gpu_offers(
     rows: Iterable[Mapping[str, Any]], cloud: str, want: Want, now: datetime
 ) -> list[Offer]:
     """Return what one cloud (secure or community) has of what is wanted."""
-    count = want.gpu_count if want.gpus else 1
+    count = (want.gpu_count if want.gpus else 0) or 1
     found: list[Offer] = []
     for row in rows:
         gpu_id = row.get("id")

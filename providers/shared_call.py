@@ -1,10 +1,13 @@
-"""One call for everybody who asks at the same time."""
+"""One call for everybody who asks at the same time, or one after the other."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Generic, TypeVar
+
+from providers.base import Clock
 
 T = TypeVar("T")
 
@@ -55,3 +58,29 @@ class SharedCall(Generic[T]):
         if self._error is not None:
             raise self._error
         return self._value[0]
+
+
+class RecentAnswer(Generic[T]):
+    """A read about the whole account, for many who ask one after the other about a part of it.
+
+    Args:
+        call: the read.
+        clock: for the age of what it said.
+        seconds: how old an answer may be.
+    """
+
+    def __init__(self, call: Callable[[], T], clock: Clock, seconds: float) -> None:
+        self._call = SharedCall(call)
+        self._clock = clock
+        self._age = timedelta(seconds=seconds)
+        self._last: tuple[datetime, T] | None = None
+
+    def since(self, moment: datetime | None) -> T:
+        """Return what a call said that began after a moment, and a short while ago at most."""
+        began, last = self._clock.now(), self._last
+        young = last is not None and timedelta(0) <= began - last[0] <= self._age
+        if last is not None and young and (moment is None or last[0] >= moment):
+            return last[1]
+        said = self._call()
+        self._last = (began, said)
+        return said

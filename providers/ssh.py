@@ -10,7 +10,7 @@ Settings: ``GPUCTL_SSH_HOSTS`` (see `ssh_hosts`), ``GPUCTL_SSH_CONFIG`` (default
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -59,12 +59,31 @@ class SshProvider:
 
     name = "ssh"
 
-    def __init__(self, environ: Mapping[str, str], home: Path, clock: Clock) -> None:
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        home: Path,
+        clock: Clock,
+        *,
+        name: str = "ssh",
+        hosts: Callable[[], Sequence[HostEntry]] | None = None,
+    ) -> None:
+        """Make it.
+
+        Args:
+            environ: the caller's environment.
+            home: GPUCTL_HOME, absolute.
+            clock: the time.
+            name: whose claims these are: what is made goes under it.
+            hosts: tells the hosts; the settings do by default.
+        """
+        self.name = name
         self.home = home
         self.clock = clock
+        self.book = claims.Book(home / name / "claims")
         self._environ = environ
-        self._book = claims.Book(home / "ssh" / "claims")
-        self._shells: dict[str, Shell] = {}
+        self._hosts = hosts or (lambda: read_hosts(environ, home))
+        self._shells: dict[HostEntry, Shell] = {}
 
     @classmethod
     def from_environment(
@@ -91,7 +110,7 @@ class SshProvider:
     def configured(self) -> bool:
         """Whether hosts are named, or claims of this home are open."""
         try:
-            return bool(self._hosts()) or self._book.is_open()
+            return bool(self._hosts()) or self.book.is_open()
         except InvalidRequest:
             return True  # they are, and whoever asks will be told what is wrong with that
 
@@ -109,7 +128,8 @@ class SshProvider:
                 "Nobody takes your own hosts away, so there is no spot; without --spot: "
                 f"{', '.join(host.name for host in hosts)}."
             )
-        found, failed = self._ask_all(hosts, _look(hardware=True))
+        here = [host for host in hosts if (host.region or host.name) in want.regions]
+        found, failed = self._ask_all(here or hosts, _look(hardware=True))
         if not found:
             raise _together(failed)
         now = self.clock.now()
@@ -134,18 +154,18 @@ class SshProvider:
         record = claims.new_record(order, host, gpu, uuids, self.clock.now())
         end = {"do": "end", "name": order.name, "claim": host.claim, "base": host.folder}
         taking = {"do": "claim", "record": record, "end_program": program(end)}
-        self._book.open(host.name, order.name)
+        self.book.open(host.name, order.name)
         try:
             said = self._ask(host, taking, _CLAIM_SECONDS)
         except ProviderError as error:
             if _may_be_claimed(error):
                 raise
-            self._book.close(host.name, order.name)
+            self.book.close(host.name, order.name)
             if isinstance(error, AuthFailed):
                 raise
             raise NoCapacity(f"{host.name} cannot be used: {error}") from error
         if "taken" in said:
-            self._book.close(host.name, order.name)
+            self.book.close(host.name, order.name)
             raise NoCapacity(f"{host.name} is taken: {claims.whose(said['taken'])}.")
         return self._machine(host, said)
 
@@ -187,10 +207,10 @@ class SshProvider:
 
     def _all_that_count(self) -> _Said:
         found, failed = self._ask_all(self._hosts_for_sure(), _look())
-        held = [(host, error) for host, error in failed if self._book.holds(host.name)]
+        held = [(host, error) for host, error in failed if self.book.holds(host.name)]
         if held:
             raise _together(held)
-        for name in self._book.hosts():
+        for name in self.book.hosts():
             self._host(name)  # one that is not in the settings any more cannot be asked
         return found
 
@@ -230,7 +250,7 @@ class SshProvider:
         except NotFound:
             return "absent already"
         said = self._ask(host, {"do": "end", "name": name}, _END_SECONDS)
-        self._book.close(host.name, name)
+        self.book.close(host.name, name)
         return "ended and removed" if said["ended"] else "absent already"
 
     def leftovers(self) -> Sequence[Leftover]:
@@ -274,9 +294,6 @@ class SshProvider:
 
     # ------------------------------------------------------------------ asking
 
-    def _hosts(self) -> Sequence[HostEntry]:
-        return read_hosts(self._environ, self.home)
-
     def _hosts_for_sure(self) -> Sequence[HostEntry]:
         """The hosts; what cannot be read is not an empty list. Raises Ambiguous."""
         try:
@@ -288,7 +305,7 @@ class SshProvider:
         for host in self._hosts_for_sure():
             if host.name == name:
                 return host
-        if self._book.holds(name):
+        if self.book.holds(name):
             raise Ambiguous(
                 f"The host {name} may still run a machine and is not named any more. Put it back "
                 f"into the hosts file or {SETTING}."
@@ -300,7 +317,7 @@ class SshProvider:
         return self._host(host), name
 
     def _shell(self, host: HostEntry) -> Shell:
-        return self._shells.setdefault(host.name, Shell(host, self.home, self._environ))
+        return self._shells.setdefault(host, Shell(host, self.home, self._environ))
 
     def _ask(self, host: HostEntry, order: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         order = {**order, "claim": host.claim, "base": host.folder}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -50,6 +51,10 @@ class Book:
         (self._folder / host / machine).unlink(missing_ok=True)
         with suppress(OSError):  # others are open there
             (self._folder / host).rmdir()
+
+    def drop(self, host: str) -> None:
+        """Note that the host itself is gone, and with it whatever was claimed there."""
+        shutil.rmtree(self._folder / host, ignore_errors=True)
 
     def holds(self, host: str) -> bool:
         """Whether a claim on that host may be there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -72,10 +73,11 @@ def rows(want: Want, host: HostEntry, said: Mapping[str, Any], now: datetime) ->
         found = [row(None, 0, None, taken)]
     else:
         cards = cards_of(said)
+        numbers = Counter(card.name for card in cards)
         found = [
-            row(name, want.gpu_count, vram, taken or _in_use(cards, name, want.gpu_count))
+            row(name, count, vram, taken or _in_use(cards, name, count))
             for name, vram in dict.fromkeys((card.name, card.vram_gb) for card in cards)
-            if sum(card.name == name for card in cards) >= want.gpu_count
+            if numbers[name] >= (count := want.gpu_count or numbers[name])
             and any(selector.matches(name, vram) for selector in selectors(want.gpus))
         ]
     return [offer for offer in found if satisfies(offer, want)]

@@ -14,7 +14,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,11 @@ class Shell:
             raise InvalidRequest(
                 f"ssh does not understand the host {self._entry.name}: {_last_line(done.stderr)}."
             )
-        return read_resolved(done.stdout.decode(errors="replace"), self._jump())
+        found = read_resolved(done.stdout.decode(errors="replace"), self._jump())
+        if self._entry.known_hosts is None:
+            return found
+        pinned = str(Path(self._entry.known_hosts).expanduser())
+        return replace(found, alias=self._entry.name, known_hosts=(pinned,))
 
     def identities(self) -> tuple[str, ...]:
         """The private keys that may open it, where they exist."""
@@ -149,7 +153,7 @@ class Shell:
         if self._keys:
             return self._keys
         found: dict[str, None] = {}
-        for file in (str(self._known_hosts), *self.resolved.known_hosts):
+        for file in self._key_files():
             if not Path(file).expanduser().is_file():
                 continue
             argv = ["ssh-keygen", "-F", self.resolved.alias, "-f", str(Path(file).expanduser())]
@@ -161,6 +165,12 @@ class Shell:
         return self._keys
 
     # ------------------------------------------------------------------ inside
+
+    def _key_files(self) -> tuple[str, ...]:
+        """Where host keys are looked for; a new one goes into the first."""
+        if self._entry.known_hosts is not None:
+            return self.resolved.known_hosts
+        return (str(self._known_hosts), *self.resolved.known_hosts)
 
     @property
     def _known_hosts(self) -> Path:
@@ -181,20 +191,25 @@ class Shell:
         return [*argv, "-o", "StrictHostKeyChecking=accept-new", "-o", known]
 
     def _options(self) -> list[str]:
-        known = [str(self._known_hosts), *self.resolved.known_hosts]
         options = {
             "BatchMode": "yes",
             "ConnectTimeout": str(_CONNECT_SECONDS),
             "ServerAliveInterval": "5",
             "ServerAliveCountMax": "3",
             "StrictHostKeyChecking": "accept-new",
-            "UserKnownHostsFile": " ".join(f'"{file}"' for file in known),
+            "UserKnownHostsFile": " ".join(f'"{file}"' for file in self._key_files()),
             "ClearAllForwardings": "yes",
             "RemoteCommand": "none",
             "PermitLocalCommand": "no",
             "LogLevel": "ERROR",
             **self._sharing(),
         }
+        if self._entry.known_hosts is not None:
+            options |= {
+                "HostKeyAlias": self._entry.name,
+                "GlobalKnownHostsFile": "/dev/null",
+                "StrictHostKeyChecking": "yes",
+            }
         argv = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
         return [*argv, *(word for file in self.identities() for word in ("-i", file))]
 

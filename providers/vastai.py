@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from providers import vastai_boot, vastai_keys, vastai_offers
+from providers import vastai_boot, vastai_keys, vastai_market, vastai_offers
 from providers.base import (
     Ambiguous,
     Billed,
@@ -36,8 +36,8 @@ from providers.base import (
     Want,
 )
 from providers.http_client import Answer
-from providers.shared_call import SharedCall
-from providers.vastai_account import billed, findings
+from providers.shared_call import RecentAnswer, SharedCall
+from providers.vastai_account import charges, findings
 from providers.vastai_client import (
     DEFAULT_ROOT,
     ROOT,
@@ -63,9 +63,10 @@ POLL_SECONDS = 10.0
 PACE_FACTOR = 1.0
 
 _SEARCH = "/api/v0/bundles/"
-_MOST_PAGES = 3  # of one search; ten searches a minute are allowed
 _DEARER = Decimal("1.1")  # than quoted: not what was agreed to, where there is no cap
 _LOOKS_BACK = 2
+_SHOWN_AFTER = timedelta(seconds=60)  # new instances show up late
+_CHARGES_SECONDS = 10.0  # so long an answer about all of them serves
 _CHARGED_LATE = timedelta(seconds=30)  # a charge that ends earlier than that is not all of it
 
 
@@ -93,6 +94,10 @@ class VastProvider:
         # A listing of 500 machines takes 20 calls a second apart.
         self._listing = SharedCall(lambda: all_rows(self._client))
         self._first_page = SharedCall(lambda: first_page(self._client))
+        self._charges = RecentAnswer(
+            lambda: charges(self._client, self.clock.now()), clock, _CHARGES_SECONDS
+        )
+        self._unseen: dict[str, datetime] = {}  # when this process made what it never saw since
         self._ended: dict[str, datetime] = {}  # when this process had them destroyed
 
     @classmethod
@@ -116,6 +121,7 @@ class VastProvider:
             labels=True,
             kind="container",
             gpus=True,
+            console="https://cloud.vast.ai/instances/",
             settle_seconds=SETTLE_SECONDS,
             poll_seconds=POLL_SECONDS,
         )
@@ -128,32 +134,7 @@ class VastProvider:
 
     def offers(self, want: Want) -> Sequence[Offer]:
         """What is listed now, cheapest first; bids as well unless only on-demand is wanted."""
-        markets = (False, True) if want.spot is None else (want.spot,)
-        found: list[Offer] = []
-        for search in vastai_offers.searches(want, self._settings.terms):
-            for spot in markets:
-                found += self._found(search, want, spot=spot)
-        return vastai_offers.cheapest_first(found)
-
-    def _found(self, search: Mapping[str, Any], want: Want, *, spot: bool) -> list[Offer]:
-        """The offers of one search, page by page until there are enough that really fit."""
-        found: dict[str, Offer] = {}
-        above: float | None = None
-        column = vastai_offers.price_column(spot)
-        for _ in range(_MOST_PAGES):
-            rows = self._search(vastai_offers.ordered(search, spot=spot, above=above))
-            now = self.clock.now()
-            terms = self._settings.terms
-            fit = vastai_offers.offers_in(rows, want, terms, spot=spot, now=now)
-            found |= {offer.id: offer for offer in fit}
-            prices = [row[column] for row in rows if isinstance(row.get(column), int | float)]
-            last = max(prices, default=None)
-            if len(rows) < vastai_offers.PAGE or len(found) >= vastai_offers.PAGE or not last:
-                break
-            if above is not None and last <= above:
-                break  # more rows of one price than a page has
-            above = last
-        return list(found.values())
+        return vastai_market.offers(self._search, want, self._settings.terms, self.clock)
 
     def _search(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
         rows = self._client.read("search", _SEARCH, "offers", body=dict(body))["offers"]
@@ -245,6 +226,8 @@ class VastProvider:
             # Seen together with an instance that was made all the same.
             raise Ambiguous(f"It may have been made all the same: {limited}") from limited
         id = _new_contract(answer)
+        if id is not None:
+            self._unseen[id] = self.clock.now()
         if succeeded(answer) and id is not None:
             return id
         error = refusal(f"to rent offer {ask}", answer)
@@ -297,6 +280,7 @@ class VastProvider:
             raise NotFound(f"Vast.ai has no instance {provider_id}.")
         if not isinstance(row, dict) or not row.get("id"):
             raise Ambiguous(f"Vast.ai described {provider_id} in a shape that nobody knows.")
+        self._unseen.pop(provider_id, None)
         found = self._machine(row)
         if found.state is State.READY:
             self._keys.attach_if_missing(provider_id)
@@ -304,7 +288,10 @@ class VastProvider:
 
     def list(self) -> Sequence[Machine]:
         """Every instance of the account; stopped ones too, for they bill."""
-        return [self._machine(row) for row in self._listing()]
+        found = [self._machine(row) for row in self._listing()]
+        for one in found:
+            self._unseen.pop(one.provider_id, None)
+        return found
 
     def _machine(self, row: Row) -> Machine:
         return machine(
@@ -318,13 +305,21 @@ class VastProvider:
     # ------------------------------------------------------------------ ending
 
     def destroy(self, provider_id: str) -> str:
-        """Ask for the end, of the disk too. An instance that is merely stopped bills on."""
+        """Ask for the end, of the disk too. An instance that is merely stopped bills on.
+
+        Raises:
+            Ambiguous: this process has just made it; Vast.ai may not know it yet.
+        """
         path = f"/api/v0/instances/{quote(provider_id, safe='')}/"
         answer = self._client.write("DELETE", "destroy", path, {})
         if succeeded(answer):
             self._ended[provider_id] = self.clock.now()
+            self._unseen.pop(provider_id, None)
             return "200 destroyed"
         if is_absence(answer):
+            made = self._unseen.get(provider_id)
+            if made is not None and self.clock.now() - made < _SHOWN_AFTER:
+                raise Ambiguous(f"Vast.ai does not know {provider_id} yet, which it has just made.")
             return f"{answer.status} absent already"
         raise refusal(f"to destroy {provider_id}", answer)
 
@@ -344,8 +339,8 @@ class VastProvider:
 
     def billed(self, provider_id: str) -> Billed | None:
         """What the account's charges say of it; None until they have all of it."""
-        found = billed(self._client, provider_id, self.clock.now())
         ended = self._ended.get(provider_id)
+        found = self._charges.since(ended).get(provider_id)
         if found is not None and ended is not None and found.through < ended - _CHARGED_LATE:
             return None
         return found

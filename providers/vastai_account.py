@@ -4,48 +4,55 @@ from __future__ import annotations
 
 import email.utils
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from providers.base import AuthFailed, Billed, Finding, ProviderError
+from providers.base import Ambiguous, AuthFailed, Billed, Finding, ProviderError
 from providers.vastai_client import VastClient, refusal, succeeded
 from providers.vastai_listing import first_page
 from providers.vastai_machines import money, number
 
 _CHARGES = "/api/v0/charges/"
+_NO_INSTANCE = "/api/v0/instances/0/"
 _LOOK_BACK = timedelta(days=31)
 _MOST_PAGES = 20
 _SLACK_SECONDS = 120.0
 
 
-def billed(client: VastClient, provider_id: str, now: datetime) -> Billed | None:
-    """Sum what the charges have of one instance; None when they do not have it.
+def charges(client: VastClient, now: datetime) -> Mapping[str, Billed]:
+    """Sum what the account was charged for each instance; one that was not is missing.
 
     Raises:
-        ProviderError: as `VastClient.read`.
+        ProviderError: as `VastClient.read`; Ambiguous also when there are more than can be read.
     """
     days = {"gte": int((now - _LOOK_BACK).timestamp()), "lte": int(now.timestamp())}
     filters = {"day": days, "type": {"in": ["instance"]}}
     query = {"select_filters": json.dumps(filters), "latest_first": "true", "limit": "500"}
-    amounts: list[Decimal] = []
-    ends: list[float] = []
+    amounts: defaultdict[str, Decimal] = defaultdict(Decimal)
+    ends: defaultdict[str, float] = defaultdict(float)
     token: str | None = None
     for _ in range(_MOST_PAGES):
         asked = query if token is None else {**query, "after_token": token}
         page = client.read("charges", _CHARGES, "results", query=asked)
         for row in page["results"] or ():
-            if isinstance(row, dict) and row.get("source") == f"instance-{provider_id}":
-                amounts.append(money(row.get("amount")) or Decimal(0))
-                ends.append(number(row.get("end")) or 0.0)
+            if isinstance(row, dict) and isinstance(source := row.get("source"), str):
+                id = source.removeprefix("instance-")
+                amounts[id] += money(row.get("amount")) or Decimal(0)
+                ends[id] = max(ends[id], number(row.get("end")) or 0.0)
         token = page.get("next_token")
         if not token:
-            break
-    if not amounts:
-        return None
-    through = datetime.fromtimestamp(max(ends), UTC) if max(ends) > 0 else now
-    return Billed(sum(amounts, Decimal(0)), through, "Vast.ai charges")
+            return {
+                id: Billed(amount, _moment(ends[id]) or now, "Vast.ai charges")
+                for id, amount in amounts.items()
+            }
+    raise Ambiguous(f"Vast.ai's charges of a month have more than {_MOST_PAGES} pages.")
+
+
+def _moment(seconds: float) -> datetime | None:
+    return datetime.fromtimestamp(seconds, UTC) if seconds > 0 else None
 
 
 def findings(client: VastClient, now: datetime) -> list[Finding]:
@@ -58,7 +65,7 @@ def findings(client: VastClient, now: datetime) -> list[Finding]:
     total = page.get("total_instances")
     found = [
         Finding("key", True, "accepted"),
-        Finding("rights", True, f"may list instances; the account has {total} now"),
+        _rights(client, total),
     ]
     try:
         answer = client.read_any("user", "/api/v0/users/current/")
@@ -69,6 +76,19 @@ def findings(client: VastClient, now: datetime) -> list[Finding]:
     except ProviderError as error:
         return [*found, Finding("balance", False, str(error))]
     return [*found, _credit(answer.body), _clock(answer.headers, now)]
+
+
+def _rights(client: VastClient, total: object) -> Finding:
+    """Label an instance that nobody has: who may change instances is told that it is absent."""
+    has = f"the account has {total} now"
+    try:
+        client.write("PUT", "label", _NO_INSTANCE, {"label": ""})
+    except AuthFailed as error:
+        needed = "it may list instances, and not rent or end them: give it `instance_write`"
+        return Finding("rights", False, f"{needed}; {has} ({error})")
+    except ProviderError as error:
+        return Finding("rights", False, f"could not be asked: {error}")
+    return Finding("rights", True, f"may list, rent and end instances; {has}")
 
 
 def _credit(user: Mapping[str, Any]) -> Finding:

@@ -34,7 +34,7 @@ def main(root, id):
     request = urllib.request.Request(
         root + "/api/v0/instances/" + id + "/", b"{}", method="DELETE",
         headers={"Authorization": "Bearer " + told("CONTAINER_API_KEY"),
-                 "Content-Type": "application/json", "User-Agent": "gpuctl-guard"})
+                 "Content-Type": "application/json", "User-Agent": "gpuctl/guard"})
     try:
         body = json.loads(urllib.request.urlopen(request, timeout=20).read() or b"{}")
     except urllib.error.HTTPError as error:
@@ -49,6 +49,7 @@ _FIND_PYTHON = (
     '/usr/local/bin/python3 python; do command -v "$p" >/dev/null 2>&1 && '
     '"$p" -c "import urllib.request" 2>/dev/null && exec "$p" -c "$0" "$@"; done; exit 127'
 )
+_PYTHON = 'PATH="$PATH:/opt/conda/bin:/venv/main/bin:/usr/local/bin" python3'
 
 
 def self_end(root: str, provider_id: str) -> SelfEnd:
@@ -63,9 +64,10 @@ def self_end(root: str, provider_id: str) -> SelfEnd:
 def onstart(root: str, end: datetime, public_key: str | None, *, patience: int) -> str:
     """Return the script that Vast.ai runs at every boot of the container.
 
-    It lets our SSH key in, and again when somebody takes it out; it ends the machine at its hard
-    end, and when nobody has sent an agent ``patience`` seconds after a boot: a machine that was
-    outbid comes back by itself and bills when it is long forgotten.
+    It lets our SSH key in, and again when somebody takes it out. It has the agent guard the lease
+    again that is on the disk: a machine that was outbid comes back by itself and bills when it is
+    long forgotten. It ends the machine at its hard end, and when nobody has sent an agent
+    ``patience`` seconds after a boot.
 
     Raises:
         ValueError: it would be longer than Vast.ai takes.
@@ -76,8 +78,15 @@ def onstart(root: str, end: datetime, public_key: str | None, *, patience: int) 
 # gpuctl: the guard of this machine
 touch ~/.gpuctl-booted
 mkdir -p ~/.ssh ~/.gpuctl && chmod 700 ~/.ssh
+cat > ~/.gpuctl-end <<'END'
+{argv}
+END
 (
 trap '' HUP
+for d in ~/.gpuctl/*/; do
+  [ -f "$d/lease.json" ] && echo "{{\\"end\\":{{\\"argv\\":[\\"sh\\",\\"$HOME/.gpuctl-end\\"]}}}}" |
+    {_PYTHON} "$d/machine_agent.py" rearm "$d"
+done
 K={key} E={int(end.timestamp())} P=$(( $(date +%s) + {patience} ))
 while :; do
   if [ -n "$K" ] && ! grep -qsF "$K" ~/.ssh/authorized_keys; then
@@ -88,7 +97,7 @@ while :; do
     [ "$P" -lt "$L" ] && L=$P
   fi
   if [ "$N" -ge "$L" ]; then
-    {argv}
+    sh ~/.gpuctl-end
     sleep 10
   else
     S=$((L - N)); [ "$S" -gt 20 ] && S=20

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import UTC, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,9 @@ class VastClient:
             except RateLimited as limited:
                 pause = self._told_to_wait(what, limited)
                 waited += pause
-                if not left or waited > at_most or _is_quota(limited):
+                if _is_quota(limited):
+                    raise self._quota(limited) from limited
+                if not left or waited > at_most:
                     raise
                 self._clock.sleep(pause)
             else:
@@ -138,6 +141,15 @@ class VastClient:
             raise
         _check_key(answer)
         return answer
+
+    def _quota(self, limited: RateLimited) -> RateLimited:
+        """Say when there are searches again: at midnight UTC."""
+        now = self._clock.now().astimezone(UTC)
+        midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
+        return RateLimited(
+            f"The day's searches of this account are used up until midnight UTC: {limited}",
+            (midnight - now).total_seconds(),
+        )
 
     def _told_to_wait(self, what: str, limited: RateLimited) -> float:
         """Seconds until the next try makes sense: what was said, but the threshold at least."""

@@ -102,7 +102,7 @@ def machine(row: Row, *, provider: str, now: datetime, port: int, self_end: Self
         gpu=gpu,
         gpu_count=count,
         spot=is_bid,
-        price_hour=money(row.get("dph_total")),
+        price_hour=_price(row),
         region=region(row),
         access=access,
         mark=mark,
@@ -156,6 +156,15 @@ def gpu_name(row: Row) -> str | None:
         return None
     known = identify(text, ram / 1024 if ram else None)
     return known.name if known else re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")
+
+
+def _price(row: Row) -> Decimal | None:
+    """USD an hour, now: of a contract that is stopped, its disk alone."""
+    if row.get("cur_state") == "stopped":
+        now = row.get("instance")
+        told = money(now.get("totalHour")) if isinstance(now, Mapping) else None
+        return money(row.get("storage_total_cost")) if told is None else told
+    return money(row.get("dph_total"))
 
 
 # ---------------------------------------------------------------------------- ways in

@@ -45,29 +45,45 @@ class Terms:
 # ---------------------------------------------------------------------------- asking
 
 
-def searches(want: Want, terms: Terms) -> list[dict[str, Any]]:
-    """Return the searches that together find everything wanted, without order and page.
+@dataclass(frozen=True, slots=True)
+class Search:
+    """One search, without order and page. ``widest``: what it finds holds all that the others
+    find, so where a page is enough for it, they need not be made.
+    """
+
+    body: Mapping[str, Any]
+    widest: bool = False
+
+
+def searches(want: Want, terms: Terms) -> list[Search]:
+    """Return the searches that together find everything wanted.
 
     Raises:
         UnknownGpu: ``want`` names a GPU that does not exist.
     """
     common = _common(want, terms)
     if not want.gpus:
-        return [common]
+        return [Search(common)]
     chosen = selectors(want.gpus)
-    common["num_gpus"] = {"eq": want.gpu_count}
+    common["num_gpus"] = {"eq": want.gpu_count} if want.gpu_count else {"gte": 1}
     made = []
     cards = [gpu for gpu in all_gpus() if any(gpu.name in one.names for one in chosen)]
+    sizes = [gpu.vram_gb for gpu in cards]
+    floor = _mib(want.min_vram_gb or 0, _LESS_BY)
     if names := sorted({name for gpu in cards for name in api_names(gpu)}):
-        sizes = [gpu.vram_gb for gpu in cards]
-        memory = {
-            "gte": round(min(sizes) * (1 - _OFF_BY) * 1024),
-            "lte": round(max(sizes) * (1 + _OFF_BY) * 1024),
-        }
-        made.append({**common, "gpu_name": {"in": names}, "gpu_ram": memory})
+        from_mib = max(floor, _mib(min(sizes), _OFF_BY))
+        memory = {"gte": from_mib, "lte": _mib(max(sizes), -_OFF_BY)}
+        made.append(Search({**common, "gpu_name": {"in": names}, "gpu_ram": memory}))
     if least := [one.min_vram_gb for one in chosen if one.min_vram_gb is not None]:
-        made.append({**common, "gpu_ram": {"gte": round(min(least) * (1 - _LESS_BY) * 1024)}})
+        holds_all = bool(names) and min(sizes) >= min(least)
+        from_mib = _mib(min(least), _OFF_BY if holds_all else _LESS_BY)
+        memory = {"gte": max(floor, from_mib)}
+        made.insert(0, Search({**common, "gpu_ram": memory}, widest=holds_all))
     return made
+
+
+def _mib(gb: float, less_by: float) -> int:
+    return round(gb * (1 - less_by) * 1024)
 
 
 def ordered(search: Mapping[str, Any], *, spot: bool, above: float | None) -> dict[str, Any]:
@@ -108,12 +124,21 @@ def _common(want: Want, terms: Terms) -> dict[str, Any]:
     if want.memory_gb:
         made["cpu_ram"] = {"gte": want.memory_gb * 1000}
     if want.min_vram_gb:
-        made["gpu_ram"] = {"gte": round(want.min_vram_gb * (1 - _LESS_BY) * 1024)}
+        made["gpu_ram"] = {"gte": _mib(want.min_vram_gb, _LESS_BY)}
+    if countries := _countries(want.regions):
+        made["geolocation"] = {"in": countries}
     if want.min_reliability:
         made["reliability"] = {"gte": want.min_reliability}
     if cuda := cuda_of(want.image):
         made["cuda_max_good"] = {"gte": cuda}
     return made
+
+
+def _countries(regions: Sequence[str]) -> list[str]:
+    """The codes of countries, where nothing but codes was asked for: the server knows no others."""
+    if not all(re.fullmatch(r"[A-Za-z]{2}", region) for region in regions):
+        return []
+    return [region.upper() for region in regions]
 
 
 def api_names(gpu: Gpu) -> list[str]:
@@ -198,6 +223,8 @@ def _offer(row: Row, want: Want, terms: Terms, *, spot: bool, now: datetime) -> 
         disk_gb=number(row.get("disk_space")),
         reliability=_reliability(row),
         as_of=now,
+        gb_in_price=money(row.get("inet_down_cost")) or Decimal(0),
+        gb_out_price=money(row.get("inet_up_cost")) or Decimal(0),
         note=_note(row),
     )
 
@@ -259,7 +286,7 @@ def _note(row: Row) -> str:
         parts.append("not verified")
     down, up = money(row.get("inet_down_cost")), money(row.get("inet_up_cost"))
     if down or up:
-        parts.append(f"traffic ${down or 0:f}/GB in and ${up or 0:f}/GB out come on top")
+        parts.append(f"traffic ${down or 0:f}/GB in and ${up or 0:f}/GB out: in a run's cost only")
     days = number(row.get("duration"))
     if days is not None and days < 7 * 86400:
         parts.append(f"for {max(days, 0) / 3600:.0f} h at most")

@@ -33,6 +33,7 @@ LIMITS: Mapping[str, Limit] = {
     "show": Limit(1, 2.0),
     "list": Limit(1, 1.0),
     "destroy": Limit(1, 3.0),
+    "label": Limit(1, 1.0),
     "attach": Limit(1, 1.0),
     "add-key": Limit(1, 1.0),
     "keys": Limit(1, 1.0),

@@ -151,7 +151,10 @@ def test_the_agent_needs_only_the_standard_library() -> None:
     assert not foreign
 
 
-@pytest.mark.parametrize("file", [AGENT, "providers/processes.py", "providers/ssh_host.py"])
+@pytest.mark.parametrize(
+    "file",
+    [AGENT, "gpuctl/run/preflight.py", "providers/processes.py", "providers/ssh_host.py"],
+)
 def test_what_machines_run_is_python_3_8(file: str) -> None:
     """Its grammar; the slow tests run the agent with a real one."""
     ast.parse((ROOT / file).read_text(), feature_version=(3, 8))
@@ -194,6 +197,7 @@ def test_only_cli_prints() -> None:
         "providers/ssh_host.py",
         "gpuctl/fleet/watchdog.py",
         "gpuctl/run/background.py",
+        "gpuctl/run/preflight.py",
     }
     wrong = [
         f"{relative(path)}:{line} prints"

@@ -12,7 +12,8 @@ from typing import Any, cast
 import pytest
 
 from gpuctl.market import Participants, ask, participants, rank
-from gpuctl.market_nearest import nearest, relaxed
+from gpuctl.market_nearest import in_any_number, nearest, relaxed
+from gpuctl.policy import Traffic
 from providers.base import (
     AuthFailed,
     Capabilities,
@@ -23,6 +24,7 @@ from providers.base import (
     Want,
 )
 from providers.gpus import UnknownGpu
+from providers.matching import satisfies
 from providers.registry import UnknownProvider
 
 AT = datetime(2026, 11, 21, tzinfo=UTC)
@@ -308,6 +310,20 @@ def test_with_hours_the_cheapest_to_finish_comes_first() -> None:
     assert quote([market]).run_cost(found.offers[0]) is None
 
 
+def test_traffic_is_part_of_a_runs_cost_where_it_is_billed() -> None:
+    free = offer("free", "1.10")
+    billed = offer("billed", "1", gb_in_price=Decimal("0.01"), gb_out_price=Decimal("0.09"))
+    found = quote([cloud("one", free, billed)], hours=4, setup_minutes=0)
+    cost = found.run_cost(billed)
+    assert cost.run_cost == 4 + 15 * Decimal("0.01") + 2 * Decimal("0.09")
+    assert ids(found) == ["billed", "free"]
+    much = Traffic(in_gb=210, out_gb=0)
+    found = quote([cloud("one", free, billed)], hours=4, setup_minutes=0, traffic=much)
+    assert ids(found) == ["free", "billed"]
+    assert found.run_cost(billed).run_cost == Decimal("6.1")
+    assert ids(quote([cloud("one", free, billed)])) == ["billed", "free"]  # an hour has none
+
+
 def test_a_free_run_has_no_number_of_runs_and_an_endless_one_none() -> None:
     market = cloud("one", offer("free", "0"), offer("endless", "1", spot=True))
     found = quote([market], hours=1e6, budget=Decimal(5), checkpoint_minutes=1e9)
@@ -333,6 +349,10 @@ def test_local_and_ssh_wait_to_be_named() -> None:
 # -------------------------------------------------------------------------------- nearest
 
 
+def told(want: Want, market: Sequence[Offer], **options: Any) -> list[str]:
+    return [near.line() for near in nearest(want, market, **options)]
+
+
 def test_nearest_names_what_differs() -> None:
     market = [
         offer("dear", "1.10", spot=True),
@@ -346,34 +366,98 @@ def test_nearest_names_what_differs() -> None:
     ]
     want = Want(gpus=("L4",), spot=True, regions=("us",), max_price_hour=Decimal(1))
     assert quote([cloud("one", *market)], want).offers == ()
-    lines = nearest(want, market)
+    lines = told(want, market)
     assert [line.partition(":")[0] for line in lines] == [
         "just above the price cap",
         "the same, but on-demand",
         "the same, elsewhere",
-        "the next card up",
+        "24 GB or more",
     ]
     assert "1.1000 USD/h" in lines[0]
     assert "0.9000" in lines[1]
     assert "eu-west-1" in lines[2]
-    assert "L40S" in lines[3]
+    assert "H100" in lines[3]
+
+
+A100 = {"gpu": "A100-40GB-SXM", "vram_gb": 40, "spot": True}
+
+
+def test_the_same_card_comes_first_then_its_family_then_the_cheapest_that_is_as_big() -> None:
+    market = [
+        offer("l40s", "0.60", gpu="L40S", vram_gb=48, spot=True),
+        offer("a6000", "0.40", gpu="RTX-A6000", vram_gb=48, spot=True),
+        offer("h100", "1.00", gpu="H100-80GB-SXM", vram_gb=80, spot=True),
+        offer("a100-80", "1.20", gpu="A100-80GB-PCIe", vram_gb=80, spot=True),
+        offer("eight", "9.00", **A100 | {"gpu_count": 8}),
+        offer("theirs", "1.10", provider="two", **A100),
+        offer("3090", "0.10", gpu="RTX-3090", vram_gb=24, spot=True),
+    ]
+    want = Want(gpus=("A100-40GB",), spot=True)
+    found = nearest(want, market, providers=["one"])
+    assert [(near.kind, near.offer.id) for near in found] == [
+        ("same", "theirs"),
+        ("same", "eight"),
+        ("family", "a100-80"),
+        ("bigger", "a6000"),
+    ]
+    assert [near.difference for near in found] == [
+        "the same, at another provider",
+        "the same, with 8 GPUs",
+        "the next size up",
+        "40 GB or more",
+    ]
+
+
+def test_what_differs_in_more_is_only_told_when_it_is_cheaper() -> None:
+    here = offer("here", "1.00")
+    far_and_dear = offer("far", "1.50", region="eu-west-1")
+    far_and_cheap = offer("farther", "0.50", region="eu-west-1")
+    want = Want(gpus=("L4",), spot=True, regions=("us",))
+    assert [near.offer.id for near in nearest(want, [here, far_and_dear])] == ["here"]
+    found = nearest(want, [here, far_and_dear, far_and_cheap])
+    assert [near.offer.id for near in found] == ["here", "farther"]
+    assert found[1].difference == "the same, on-demand, elsewhere"
+
+
+def test_a_price_that_is_live_comes_before_a_lower_one_of_last_year() -> None:
+    want = Want(gpus=("L4",), spot=True)
+    old = offer("old", "0.10", source="reference")
+    assert [near.offer.id for near in nearest(want, [old, offer("live", "1")])] == ["live"]
+
+
+def test_cards_that_were_not_named_have_no_family() -> None:
+    want = Want(gpus=("24GB+",), spot=True)
+    assert [near.kind for near in nearest(want, [offer("a", "1")])] == ["same"]
+    assert relaxed(want).gpus == ("24GB+",)
 
 
 def test_nearest_never_fails_to_say_something_when_there_is_something() -> None:
     want = Want(gpus=("L4",), spot=True, cpus=64, memory_gb=999)
-    (line,) = nearest(want, [offer("a", "1")])
-    assert line.startswith("another cpus and memory and spot: 1x L4 at one")
+    (line,) = told(want, [offer("a", "1")])
+    assert line.startswith("the same, on-demand, with 8 CPUs, with 32 GB of memory: 1x L4 at one")
     assert nearest(want, []) == ()
     assert nearest(Want(), [offer("fits", "1")]) == ()
+
+
+def test_any_number_of_the_same_card_can_be_asked_for() -> None:
+    eight = offer("eight", "9.00", **A100 | {"gpu_count": 8})
+    want = Want(gpus=("A100-40GB",), gpu_count=2, spot=True)
+    assert not satisfies(eight, want)
+    assert satisfies(eight, in_any_number(want))
+    assert not satisfies(offer("l4", "1"), in_any_number(want))
+    assert told(want, [eight])[0].startswith("the same, with 8 GPUs: 8x A100-40GB-SXM")
 
 
 def test_relaxed_lets_everything_in_that_nearest_can_name() -> None:
     want = Want(gpus=("A100-40GB",), spot=True, regions=("eu",), max_price_hour=Decimal(1), cpus=4)
     wider = relaxed(want)
-    assert wider.gpus == ("A100-40GB", "40GB+")
+    assert wider.gpus == (
+        *("A100-40GB", "A100-80GB", "A100-80GB-PCIe", "A100-80GB-SXM"),
+        "40GB+",
+    )
     assert (wider.spot, wider.regions, wider.max_price_hour) == (None, (), None)
     assert wider.cpus is None
     found = quote([], wider, reference_only=["runpod", "aws", "lambda"])
-    lines = nearest(want, found.offers)
+    lines = told(want, found.offers)
     assert lines
-    assert all("reference price of 2026" in line for line in lines)
+    assert all("reference price of 202" in line for line in lines)

@@ -169,6 +169,8 @@ def test_every_field_comes_back(cache: OfferCache) -> None:
         disk_gb=3,
         reliability=0.99,
         available=False,
+        gb_in_price=Decimal("0.003"),
+        gb_out_price=Decimal("0.09"),
         as_of=START,
         fx_rate=Decimal("1.17"),
         fx_date=date(2026, 1, 21),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from gpuctl.policy import (
     Candidate,
     History,
+    Traffic,
     cannot_be_late,
     choose,
     expected_cost,
@@ -182,6 +184,17 @@ def test_cost_grows_with_the_price(
 def test_without_interruptions_it_is_setup_and_work() -> None:
     assert expected_hours(8, setup_minutes=30) == pytest.approx(8.5)
     assert expected_cost(FIRM, 8, setup_minutes=30, hazard_per_hour=9) == Decimal("8.5")
+
+
+def test_every_machine_of_a_run_has_its_traffic() -> None:
+    def cost(spot: bool, price: int = 1) -> Decimal:
+        made = replace(offer("x", price, spot=spot), gb_in_price=Decimal("0.1"))
+        return expected_cost(made, 4, hazard_per_hour=0.5, traffic=Traffic(in_gb=10))
+
+    assert cost(False, price=0) == 1
+    assert cost(False) - expected_cost(FIRM, 4) == 1
+    rented = expected_hours(4, hazard_per_hour=0.5)
+    assert float(cost(True, price=0)) == pytest.approx(1 + 0.5 * rented)
 
 
 def test_interruptions_cost_what_a_simulation_says() -> None:

@@ -73,6 +73,7 @@ def guard_orders(
     *,
     lease_seconds: float,
     hard_end: datetime,
+    hard_seconds: float | None = None,
     end_argv: Sequence[str] = (),
     end_signal_pid: int | None = None,
     on_lease_end: Literal["end", "finish"] = "end",
@@ -82,6 +83,7 @@ def guard_orders(
     """Return what a guard is told. The hard end can come nearer later, not move away.
 
     Args:
+        hard_seconds: how long it is until the hard end, for a machine whose own clock is wrong.
         end_argv, end_signal_pid: how the machine ends itself; neither: it cannot.
         on_lease_end: "finish" lets a job that runs come to its end first.
         sync_grace_seconds: how long the job's last sync may take then.
@@ -95,6 +97,7 @@ def guard_orders(
     return {
         "lease_seconds": lease_seconds,
         "hard_end": hard_end.timestamp(),
+        "hard_seconds": None if hard_seconds is None else max(hard_seconds, 0.0),
         "end": end,
         "on_lease_end": on_lease_end,
         "sync_grace_seconds": sync_grace_seconds,

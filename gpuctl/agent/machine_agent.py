@@ -402,11 +402,13 @@ def catch_signals(names: Sequence[str], handler: Callable[[int, Any], None]) -> 
 def seconds_left(
     epoch_end: float, boot_end: Optional[float], now_epoch: float, now_boot: Optional[float]
 ) -> float:
-    """What is left by the earlier of the two clocks: neither being wrong extends a lease."""
-    left = epoch_end - now_epoch
+    """What is left by the seconds since boot, which nobody sets; by the wall clock without them.
+
+    A wall clock that is set, or corrected by a time server, would cut a lease or make it longer.
+    """
     if boot_end is not None and now_boot is not None:
-        left = min(left, boot_end - now_boot)
-    return left
+        return boot_end - now_boot
+    return epoch_end - now_epoch
 
 
 def guard_decision(lease_left: float, hard_left: float, finish: bool, job_lives: bool) -> str:
@@ -419,7 +421,10 @@ def guard_decision(lease_left: float, hard_left: float, finish: bool, job_lives:
 
 
 class Lease(NamedTuple):
-    """Until when the machine may live: by the wall clock, and by the time since boot."""
+    """Until when the machine may live: by the wall clock, and by the time since boot.
+
+    The time since boot is None after a boot, and where there is no such clock.
+    """
 
     until: float
     boot_until: Optional[float]
@@ -445,9 +450,24 @@ class Lease(NamedTuple):
         )
 
 
-def new_lease(seconds: float, hard_end: float) -> Lease:
+def new_lease(
+    seconds: float,
+    hard_end: float,
+    hard_seconds: Optional[float] = None,
+    before: Optional[Lease] = None,
+) -> Lease:
+    """A lease from now on. The hard end is set once: it may come nearer, never move away.
+
+    ``hard_seconds`` is how long it is until ``hard_end`` by the caller's clock: this machine's own
+    may be wrong. ``before`` is the lease that there was.
+    """
     now, boot = time.time(), boottime()
-    hard_boot_end = None if boot is None else boot + (hard_end - now)
+    left = hard_end - now if hard_seconds is None else hard_seconds
+    hard_boot_end = None if boot is None else boot + left
+    if before is not None:
+        hard_end = min(hard_end, before.hard_end)
+        if hard_boot_end is not None and before.hard_boot_end is not None:
+            hard_boot_end = min(hard_boot_end, before.hard_boot_end)
     return Lease(now, boot, hard_end, hard_boot_end).renewed(seconds)
 
 
@@ -577,7 +597,7 @@ class Guard:
             return self._decide()
 
     def _decide(self) -> bool:
-        if self._lease is None:
+        if self._lease is None or self._lease.ended:
             return True
         left, hard_left = self._lease.left()
         if self._idleness is not None and self._idleness.is_over():
@@ -598,9 +618,11 @@ class Guard:
             return False
         if job is None or job["phase"] == "ended":
             return False
-        stop_at = job.get("stop_at")
+        stop_at, now = job.get("stop_boot_at"), boottime()
+        if stop_at is None or now is None:
+            stop_at, now = job.get("stop_at"), time.time()
         slack = float(job.get("term_grace_seconds") or 0) + self._sync_grace
-        return stop_at is None or time.time() < stop_at + slack
+        return stop_at is None or now < stop_at + slack
 
     def _end_machine(self) -> None:
         self._facts.update(state="ending", ending_since=time.time())
@@ -2043,7 +2065,7 @@ class Supervisor:
         self._sampling = threading.Event()
 
     def _first_state(self) -> Json:
-        stop_after = self._job["stop_after_seconds"]
+        stop_after, boot = self._job["stop_after_seconds"], boottime()
         return {
             "protocol": PROTOCOL,
             "run": self._job["run"],
@@ -2066,6 +2088,7 @@ class Supervisor:
             "sample": None,
             "log_end": 0,
             "stop_at": None if stop_after is None else time.time() + stop_after,
+            "stop_boot_at": None if stop_after is None or boot is None else boot + stop_after,
             "term_grace_seconds": self._job["term_grace_seconds"],
         }
 
@@ -2939,24 +2962,59 @@ def verb_arm(folder: Folder) -> Json:
     orders = checked_orders(given)
     lease_seconds = seconds_of(given.get("lease_seconds"), "lease_seconds")
     hard_end = seconds_of(given.get("hard_end"), "hard_end")
+    hard_seconds = given.get("hard_seconds")
+    if hard_seconds is not None:
+        hard_seconds = seconds_of(hard_seconds, "hard_seconds")
     folder.make()
     with locked(folder.at("arm.lock")):
         with locked(folder.at("lease.lock")):
             old = read_lease(folder)
             if old is not None:
                 _check_open(folder, old)
-                # The hard end is set once: it may come nearer, never move away.
-                hard_end = min(hard_end, old.hard_end)
-            write_lease(folder, new_lease(lease_seconds, hard_end))
+            write_lease(folder, new_lease(lease_seconds, hard_end, hard_seconds, old))
         living = is_locked(folder.at("guard.lock"))
         if not (living and send_order(folder.at("guard.orders"), orders)):
-
-            def body(ready: Callable[[], None]) -> None:
-                Guard(folder, orders).run(ready)
-
-            if not start_daemon(folder, "guard", body):
-                raise AgentError("Guard", f"the guard did not start{_crash_of(folder, 'guard')}")
+            _start_guard(folder, orders)
         return _guard_took(folder, orders["order"])
+
+
+def verb_rearm(folder: Folder) -> Json:
+    """What a machine does at every boot: guard on, by the lease that is on its disk.
+
+    Nothing becomes longer by it, and a lease that had ended stays ended.
+    """
+    given = read_input()
+    with locked(folder.at("arm.lock")):
+        if not os.path.exists(folder.lease):
+            raise AgentError("NotArmed", f"no guard was armed in {folder.path}")
+        if not is_locked(folder.at("guard.lock")):
+            orders = rearming_orders(folder, given)
+            _start_guard(folder, orders)
+            return _guard_took(folder, orders["order"])
+    return guard_state(folder) or {}
+
+
+def rearming_orders(folder: Folder, given: Json) -> Json:
+    """Return what the guard was told before; how to end the machine is told anew, at every boot."""
+    said: Json = {}
+    with contextlib.suppress(AgentError):
+        said = read_json(folder.guard) or {}
+    kept = {key: said[key] for key in _KEPT_ORDERS if key in said}
+    try:
+        return checked_orders({**kept, "end": given.get("end")})
+    except AgentError:
+        return checked_orders({"end": given.get("end")})
+
+
+_KEPT_ORDERS = ("on_lease_end", "sync_grace_seconds", "idle_seconds")
+
+
+def _start_guard(folder: Folder, orders: Json) -> None:
+    def body(ready: Callable[[], None]) -> None:
+        Guard(folder, orders).run(ready)
+
+    if not start_daemon(folder, "guard", body):
+        raise AgentError("Guard", f"the guard did not start{_crash_of(folder, 'guard')}")
 
 
 def _guard_took(folder: Folder, order: str) -> Json:
@@ -3176,7 +3234,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     begin = verbs.add_parser("begin")
     begin.add_argument("dir")
     begin.add_argument("path")
-    for name in ("arm", "submit", "status", "grant", "restore"):
+    for name in ("arm", "rearm", "submit", "status", "grant", "restore"):
         verbs.add_parser(name).add_argument("dir")
     renew = verbs.add_parser("renew")
     renew.add_argument("dir")
@@ -3222,6 +3280,7 @@ def answer(given: argparse.Namespace) -> Optional[Json]:
         return verb_restore()
     verbs: Dict[str, Callable[[Folder], Json]] = {
         "arm": verb_arm,
+        "rearm": verb_rearm,
         "submit": verb_submit,
         "status": status,
         "grant": verb_grant,

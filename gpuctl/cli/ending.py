@@ -11,7 +11,8 @@ from gpuctl.cli.opening import opened
 from gpuctl.cli.options import ask, example, json_option, require_answer, yes_option
 from gpuctl.cli.output import Partial, emit, error_shape
 from gpuctl.cli.terminal import Terminal, line, table
-from gpuctl.errors import GpuctlError, MayStillBill, UsageError
+from gpuctl.errors import GpuctlError, MayStillBill, NoCredentials, UsageError
+from gpuctl.fleet.access import stays
 from gpuctl.fleet.audit import Audit, Billing
 from gpuctl.fleet.audit import audit as audit_all
 from gpuctl.fleet.context import Fleet
@@ -19,6 +20,7 @@ from gpuctl.fleet.reap import Reaped, Seen, Trouble
 from gpuctl.fleet.reap import reap as reap_all
 from gpuctl.fleet.receipt import Receipt
 from gpuctl.fleet.release import receipt_of
+from gpuctl.fleet.uploads import with_uploads
 from gpuctl.ledger import MachineRow
 from gpuctl.quantities import format_money
 
@@ -35,8 +37,9 @@ def terminate(names: tuple[str, ...], every: bool, yes: bool, as_json: bool) -> 
 
     Nothing is fetched from them first: `gpuctl download` or `gpuctl cancel` do that. The run that a
     machine works for is cancelled, else it would rent the next one. A machine that has ended
-    already gives its receipt again.
+    already gives its receipt again. What Terraform made stays: the command that ends it is said.
     """
+    from gpuctl.fleet.adopt import settled
     from gpuctl.run.terminating import terminate as end_machines
 
     if bool(names) == every:
@@ -44,10 +47,13 @@ def terminate(names: tuple[str, ...], every: bool, yes: bool, as_json: bool) -> 
     with Terminal() as terminal, opened(terminal.say) as fleet:
         rows = _named(fleet, names) if names else fleet.ledger.machines(open_only=True)
         require_answer(yes, "terminate")
+        rows = settled(fleet, rows)
         if any(not row.closed for row in rows):
             ask(yes, "terminate", f"Destroy {', '.join(row.name for row in rows)}?")
         receipts, errors = end_machines(fleet, rows, terminal)
         receipts += _unproven(fleet, rows, receipts)
+        if every:
+            _tell_what_stays(fleet, terminal)
         document: shapes.Shape = {"receipts": [shapes.receipt(one) for one in receipts]}
         if not as_json:
             show_receipts(receipts)
@@ -56,6 +62,12 @@ def terminate(names: tuple[str, ...], every: bool, yes: bool, as_json: bool) -> 
             raise Partial(together(errors), document)
         if as_json:
             emit(document)
+
+
+def _tell_what_stays(fleet: Fleet, terminal: Terminal) -> None:
+    for row in fleet.ledger.machines(open_only=True, borrowed=True):
+        if row.borrowed:
+            terminal.say(stays(row))
 
 
 def _named(fleet: Fleet, names: Sequence[str]) -> list[MachineRow]:
@@ -107,24 +119,48 @@ def together(errors: Sequence[GpuctlError]) -> GpuctlError:
 # -------------------------------------------------------------------- reap and audit
 
 
-@click.command(epilog=example("gpuctl reap --dry-run", "gpuctl reap --json"))
+@click.command(
+    epilog=example("gpuctl reap --dry-run", "gpuctl reap --json", "gpuctl reap --hard-end-only")
+)
 @click.option("--dry-run", is_flag=True, help="Only list what would be destroyed.")
+@click.option(
+    "--hard-end-only",
+    is_flag=True,
+    help="Leave alone what its hard end has not reached: for a computer that rents nothing.",
+)
 @json_option
-def reap(dry_run: bool, as_json: bool) -> None:
+def reap(dry_run: bool, hard_end_only: bool, as_json: bool) -> None:
     """Destroy what is ours and has no living keeper, on every account. Never asks.
 
-    Made for cron and CI: it also works on a computer without the ledger, with GPUCTL_OWNER set.
-    Other owners' living machines, unmarked ones and Terraform's are only listed.
+    Made for cron and CI. On a computer without the ledger it knows only what the clouds keep: with
+    --hard-end-only it ends what is past its hard end; without, and with GPUCTL_OWNER set, every
+    machine of that owner, for no row of its own ledger claims them. Other owners' living machines,
+    unmarked ones and Terraform's are only listed.
     """
-    with Terminal() as terminal, opened(terminal.say) as fleet:
-        done = reap_all(fleet, dry_run=dry_run)
+    with Terminal() as terminal, opened(terminal.say, guard=False) as fleet:
+        done = reap_all(fleet, dry_run=dry_run, hard_end_only=hard_end_only)
+        if not dry_run:
+            done = with_uploads(fleet, done)
         document = shapes.reaped(done, fleet.clock.now())
         if not as_json:
             _show_reaped(done)
         if done.errors:
             raise Partial(_not_everybody("reap", done.errors), document)
+        if hard_end_only and not any(_is_cloud(fleet, name) for name in done.asked):
+            raise Partial(_nobody_asked(), document)
         if as_json:
             emit(document)
+
+
+def _is_cloud(fleet: Fleet, name: str) -> bool:
+    return not fleet.provider(name).capabilities.by_name_only
+
+
+def _nobody_asked() -> NoCredentials:
+    return NoCredentials(
+        "No provider has credentials here, so nobody was asked",
+        next="Set them as docs/reaper.md says; `gpuctl doctor` shows which are found.",
+    )
 
 
 def _show_reaped(done: Reaped) -> None:
@@ -152,7 +188,7 @@ def audit(as_json: bool) -> None:
 
     Exit 0 only when all of it is accounted for and every provider answered; else 6.
     """
-    with Terminal() as terminal, opened(terminal.say) as fleet:
+    with Terminal() as terminal, opened(terminal.say, guard=False) as fleet:
         done = audit_all(fleet)
         document = shapes.audit(done, fleet.clock.now())
         if not as_json:

@@ -23,6 +23,7 @@ TOPICS: dict[str, dict[str, tuple[str, str, str]]] = {
     "Rent": {
         "quote": ("gpuctl.cli.quote", "quote", "Offers from every provider, cheapest first."),
         "provision": ("gpuctl.cli.provision", "provision", "Rent one machine and reach it."),
+        "adopt": ("gpuctl.cli.adopt", "adopt", "Borrow the machines that Terraform made."),
     },
     "Run": {
         "run": ("gpuctl.cli.run", "run", "The whole job of a train.yaml, to its end."),

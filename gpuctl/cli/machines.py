@@ -34,7 +34,7 @@ def list_machines(every: bool, refresh: bool, as_json: bool) -> None:
             for error in errors:
                 terminal.warn(f"{error.provider}: {error.message}")
         now = fleet.clock.now()
-        rows = fleet.ledger.machines(open_only=not every)
+        rows = fleet.ledger.machines(open_only=not every, borrowed=True)
         document: shapes.Shape = {"machines": [shapes.machine(row, now) for row in rows]}
         if not as_json:
             _show(rows, now, every)
@@ -61,7 +61,7 @@ def _show(rows: list[MachineRow], now: datetime, every: bool) -> None:
             (
                 row.name,
                 row.provider,
-                f"{row.state} (in doubt)" if row.in_doubt else row.state,
+                _state(row),
                 f"{row.gpu_count}x {row.gpu}" if row.gpu else "none",
                 f"{row.price_hour:.4f}",
                 format_money(row.cost_so_far(now)),
@@ -71,6 +71,11 @@ def _show(rows: list[MachineRow], now: datetime, every: bool) -> None:
             for row in rows
         ],
     )
+
+
+def _state(row: MachineRow) -> str:
+    note = "in doubt" if row.in_doubt else "borrowed" if row.borrowed else ""
+    return f"{row.state} ({note})" if note else str(row.state)
 
 
 def living(fleet: Fleet, name: str) -> MachineRow:

@@ -10,8 +10,11 @@ import click
 from gpuctl.cli import shapes
 from gpuctl.cli.opening import opened
 from gpuctl.cli.options import example, json_option
-from gpuctl.cli.output import emit
+from gpuctl.cli.output import Partial, emit
 from gpuctl.cli.terminal import line, table
+from gpuctl.errors import GpuctlError
+from gpuctl.fleet.bills import settle_bills
+from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.spending import (
     Spending,
     altogether,
@@ -24,47 +27,59 @@ from gpuctl.ledger import MachineRow
 from gpuctl.quantities import format_money
 
 
-@click.command(epilog=example("gpuctl cost", "gpuctl cost demo-1a2b3c --json"))
+@click.command(
+    epilog=example("gpuctl cost", "gpuctl cost --refresh", "gpuctl cost demo-1a2b3c --json")
+)
 @click.argument("run", required=False)
+@click.option("--refresh", is_flag=True, help="Ask the providers first what they charged.")
 @json_option
-def cost(run: str | None, as_json: bool) -> None:
+def cost(run: str | None, refresh: bool, as_json: bool) -> None:
     """Show what was spent: in all and this month, by provider and by run, or for one run.
 
-    "billed" is the provider's own figure, "computed" is rented hours times the price.
+    "billed" is the provider's own figure, "computed" is rented time times the price, by the rules
+    of the provider. Most providers know a bill an hour or a day later: --refresh asks for it.
     """
-    with opened() as fleet:
-        now = fleet.clock.now()
-        if run is not None:
-            row = fleet.ledger.find_run(run)
-            total = altogether(row.machines, now)
-            machines = [_machine(one, now) for one in row.machines]
-            if as_json:
-                emit({"run": row.id, **_amounts(total), "machines": machines})
-                return
-            line(f"{row.id}: {_words(total)}")
-            _show_machines(row.machines, now)
-            return
-        rows = fleet.ledger.machines()
-        total = altogether(rows, now)
-        month = fleet.ledger.spend_since(month_start(now))
-        if as_json:
-            emit(
-                {
-                    **_amounts(total),
-                    "this_month_usd": shapes.usd(month),
-                    "by_provider": [
-                        {"provider": one.name, **_amounts(one)} for one in by_provider(rows, now)
-                    ],
-                    "by_run": [
-                        {"run": one.name or None, **_amounts(one)} for one in by_run(rows, now)
-                    ],
-                }
+    with opened(guard=False) as fleet:
+        rows = fleet.ledger.machines() if run is None else fleet.ledger.find_run(run).machines
+        errors = settle_bills(fleet, rows) if refresh else []
+        document = _of_everything(fleet, as_json) if run is None else _of_run(fleet, run, as_json)
+        if errors:
+            document["errors"] = [shapes.trouble(one) for one in errors]
+            told = "; ".join(f"{one.provider}: {one.message}" for one in errors)
+            raise Partial(
+                GpuctlError(told, next="The other figures stand. `gpuctl cost --refresh` again."),
+                document,
             )
-            return
+        if as_json:
+            emit(document)
+
+
+def _of_run(fleet: Fleet, run: str, as_json: bool) -> shapes.Shape:
+    row, now = fleet.ledger.find_run(run), fleet.clock.now()
+    total = altogether(row.machines, now)
+    if not as_json:
+        line(f"{row.id}: {_words(total)}")
+        _show_machines(row.machines, now)
+    machines = [_machine(one, now) for one in row.machines]
+    return {"run": row.id, **_amounts(total), "machines": machines}
+
+
+def _of_everything(fleet: Fleet, as_json: bool) -> shapes.Shape:
+    rows, now = fleet.ledger.machines(), fleet.clock.now()
+    total = altogether(rows, now)
+    month = fleet.ledger.spend_since(month_start(now))
+    providers, runs = by_provider(rows, now), by_run(rows, now)
+    if not as_json:
         line(f"{format_money(month)} this month, in all {_words(total)}")
         if rows:
-            _show_groups("PROVIDER", by_provider(rows, now))
-            _show_groups("RUN", by_run(rows, now))
+            _show_groups("PROVIDER", providers)
+            _show_groups("RUN", runs)
+    return {
+        **_amounts(total),
+        "this_month_usd": shapes.usd(month),
+        "by_provider": [{"provider": one.name, **_amounts(one)} for one in providers],
+        "by_run": [{"run": one.name or None, **_amounts(one)} for one in runs],
+    }
 
 
 def _amounts(one: Spending) -> shapes.Shape:
@@ -83,6 +98,7 @@ def _machine(row: MachineRow, now: datetime) -> shapes.Shape:
         "attempt": row.attempt,
         "cost_usd": shapes.usd(row.cost_so_far(now)),
         "source": row.cost_source or "computed",
+        "cost_source": row.cost_source or "computed",
         "billed": is_billed(row),
         "final": row.closed,
     }

@@ -104,5 +104,7 @@ def error_lines(error: GpuctlError) -> list[str]:
     if error.may_bill:
         lines.append("  It may still be billing.")
     if error.next:
-        lines.append(f"  next: {safe(error.next)}")
+        first, *others = error.next.splitlines()
+        lines.append(f"  next: {safe(first)}")
+        lines += [f"        {safe(other)}" for other in others]
     return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 
 import click
 
@@ -18,12 +19,12 @@ from gpuctl.cli.options import (
     require_answer,
     yes_option,
 )
-from gpuctl.cli.output import emit
+from gpuctl.cli.output import Partial, emit
 from gpuctl.cli.stopping import stoppable
 from gpuctl.cli.terminal import Terminal, line
 from gpuctl.errors import UsageError
 from gpuctl.fleet.acquire import Need
-from gpuctl.fleet.asking import ask_rentable, nothing_found
+from gpuctl.fleet.asking import NothingMatches, ask_rentable, nothing_found
 from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.lease import SHORTEST_LEASE_SECONDS
 from gpuctl.fleet.provision import described
@@ -42,6 +43,7 @@ _SHORTEST_IDLE = timedelta(minutes=1)
     epilog=example(
         "gpuctl provision --gpu A100-40GB --spot --lease 2h --yes",
         "gpuctl provision --provider local --yes --json",
+        "gpuctl provision --gpu A10G --provider aws --emit-terraform infra/trainer",
     )
 )
 @filters
@@ -67,6 +69,13 @@ _SHORTEST_IDLE = timedelta(minutes=1)
     help="Its hard end: never renewed.",
 )
 @click.option("--image", help="Container or VM image, where the provider takes one.")
+@click.option(
+    "--emit-terraform",
+    "terraform",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Rent nothing: write a Terraform folder for the best offer (AWS, Hetzner).",
+)
 @yes_option
 @json_option
 def provision(
@@ -77,6 +86,7 @@ def provision(
     idle: timedelta | None,
     max_hours: float,
     image: str | None,
+    terraform: Path | None,
     yes: bool,
     as_json: bool,
 ) -> None:
@@ -85,10 +95,16 @@ def provision(
     It ends with its lease unless it is extended, and at its hard end in any case. If anything
     fails on the way, it is released again.
     """
-    require_answer(yes, "provision")
+    if terraform is None:
+        require_answer(yes, "provision")
+    elif idle is not None or image is not None:
+        raise UsageError("--emit-terraform: --idle and --image are not for Terraform's machines")
     need = _need(chosen, name, lease, idle, max_hours, image)
     with Terminal() as terminal, opened(terminal.say) as fleet:
         offers = _offers(fleet, terminal, chosen, offer_id, image)
+        if terraform is not None:
+            _emit_terraform(fleet, offers[0], need, terraform, as_json)
+            return
         most = offers[0].price_hour * round(need.max_duration.total_seconds()) / 3600
         ask(
             yes,
@@ -103,6 +119,28 @@ def provision(
             emit({"machine": shapes.machine(done.row, now)})
         else:
             _show(done.row, need.max_duration)
+
+
+def _emit_terraform(fleet: Fleet, offer: Offer, need: Need, folder: Path, as_json: bool) -> None:
+    from gpuctl.remote.keys import key_file, public_key
+    from gpuctl.terraform.module import Wish, write_call
+
+    public_key(fleet.home.path)  # makes the pair, where there is none
+    wish = Wish(
+        name=slug(need.middle),
+        owner=fleet.home.owner,
+        max_hours=need.max_duration.total_seconds() / 3600,
+        disk_gb=need.disk_gb,
+        key_file=key_file(fleet.home.path),
+        max_price=need.max_price_hour,
+    )
+    files = write_call(offer, wish, folder.absolute())
+    if as_json:
+        emit({"offer": shapes.offer(offer), "files": [str(file) for file in files]})
+        return
+    line(f"{folder} has {described(offer)} from {offer.provider} now; nothing was rented")
+    line(f"  make it    terraform -chdir={folder} init, then apply: {folder}/README.md says how")
+    line(f"  borrow it  gpuctl adopt --terraform {folder}")
 
 
 def _need(
@@ -143,7 +181,9 @@ def _offers(
         for candidate in choose(found.offers, spot=want.spot, max_price_hour=chosen.max_price)
     ]
     if not ranked:
-        raise nothing_found(fleet, want, chosen.providers, found, rentable=True)
+        why = nothing_found(fleet, want, chosen.providers, found, rentable=True)
+        near = why.near if isinstance(why, NothingMatches) else ()
+        raise Partial(why, {"nearest": shapes.nearest(near)} if near else {})
     if offer_id is None:
         return refused_last(fleet, ranked)
     named = [one for one in ranked if one.id == offer_id]

@@ -9,12 +9,13 @@ import click
 
 from gpuctl.cli import shapes
 from gpuctl.cli.opening import opened
-from gpuctl.cli.options import MONEY, Filters, example, filters, json_option
+from gpuctl.cli.options import MONEY, SIZE, Filters, example, filters, json_option
 from gpuctl.cli.output import Partial, emit
 from gpuctl.cli.terminal import Terminal, line, safe, table
-from gpuctl.errors import GpuctlError, UsageError
-from gpuctl.fleet.asking import ask_market, nothing_found
+from gpuctl.errors import UsageError
+from gpuctl.fleet.asking import NothingMatches, ask_market, nothing_found
 from gpuctl.market import Quote
+from gpuctl.policy import IMAGE_GB, USUAL_TRAFFIC, Traffic
 from gpuctl.quantities import format_gb, format_money
 from providers.base import Offer
 
@@ -23,6 +24,7 @@ from providers.base import Offer
     epilog=example(
         "gpuctl quote --gpu A100-40GB --gpu RTX-4090 --spot",
         "gpuctl quote --gpu 24GB+ --hours 4 --budget 10 --json",
+        "gpuctl quote --gpu 24GB+ --hours 4 --upload 200GB --download 5GB",
         "gpuctl quote --gpu none --cpus 8 --offline",
     )
 )
@@ -30,9 +32,17 @@ from providers.base import Offer
 @click.option(
     "--hours",
     type=click.FloatRange(0, 10_000, min_open=True),
-    help="Reckon what this many hours of work cost: set-up, storage and interruptions included.",
+    help="Reckon what so many hours of work cost, with set-up, storage, traffic, interruptions.",
 )
 @click.option("--budget", type=MONEY, help="Reckon how many such runs it buys. Needs --hours.")
+@click.option(
+    "--upload",
+    type=SIZE,
+    help="Data sent to each machine of a run; its image is added. Default: 5. Needs --hours.",
+)
+@click.option(
+    "--download", type=SIZE, help="Results that it sends back. Default: 2. Needs --hours."
+)
 @click.option(
     "--limit", type=click.IntRange(1), default=20, show_default=True, help="Offers shown."
 )
@@ -43,6 +53,8 @@ def quote(
     chosen: Filters,
     hours: float | None,
     budget: Decimal | None,
+    upload: float | None,
+    download: float | None,
     limit: int,
     offline: bool,
     fresh: bool,
@@ -56,7 +68,9 @@ def quote(
         raise UsageError("--fresh asks, --offline does not: take one")
     if budget is not None and hours is None:
         raise UsageError("--budget needs --hours: a budget buys runs of a length")
-    with opened() as fleet, Terminal() as terminal:
+    if hours is None and (upload is not None or download is not None):
+        raise UsageError("--upload and --download need --hours: traffic is part of a run's cost")
+    with opened(guard=False) as fleet, Terminal() as terminal:
         want = chosen.want()
         found = ask_market(
             fleet,
@@ -65,9 +79,10 @@ def quote(
             offline=offline,
             hours=hours,
             budget=budget,
+            traffic=_traffic(upload, download),
             fresh=fresh,
         )
-        document = {
+        document: shapes.Shape = {
             "offers": [_shape(found, one) for one in found.offers[:limit]],
             "errors": [
                 {"provider": one.provider, "kind": one.kind, "message": one.message}
@@ -79,16 +94,23 @@ def quote(
         for error in found.errors:
             terminal.warn(f"{error.provider}: {error.message}")
         if not found.offers:
-            error_: GpuctlError = nothing_found(
-                fleet, want, chosen.providers, found, offline=offline
-            )
-            raise Partial(error_, document)
+            why = nothing_found(fleet, want, chosen.providers, found, offline=offline)
+            if isinstance(why, NothingMatches):
+                document["nearest"] = shapes.nearest(why.near)
+            raise Partial(why, document)
         if as_json:
             emit(document)
             return
         show_offers(found, found.offers[:limit], fleet.clock.now(), with_runs=hours is not None)
         if len(found.offers) > limit:
             line(f"… and {len(found.offers) - limit} more; --limit shows them.")
+
+
+def _traffic(upload: float | None, download: float | None) -> Traffic:
+    return Traffic(
+        in_gb=USUAL_TRAFFIC.in_gb if upload is None else IMAGE_GB + upload,
+        out_gb=USUAL_TRAFFIC.out_gb if download is None else download,
+    )
 
 
 def _shape(found: Quote, one: Offer) -> shapes.Shape:
@@ -101,9 +123,15 @@ def _shape(found: Quote, one: Offer) -> shapes.Shape:
 def show_offers(found: Quote, offers: tuple[Offer, ...], now: datetime, *, with_runs: bool) -> None:
     """Print offers for a person; every price that is not of this moment says how old it is."""
     headers = ["GPU", "VRAM>", "MARKET", "USD/H>", "PROVIDER", "REGION", "CPUS>", "RAM>", "SOURCE"]
+    if several := any(one.gpu_count > 1 for one in offers):
+        headers.insert(4, "A GPU>")
     if with_runs:
         headers += ["RUN>", "RUNS>"]
-    table([*headers, "ID"], [_row(found, one, now, with_runs) for one in offers])
+    rows = [_row(found, one, now, with_runs) for one in offers]
+    if several:
+        for row, one in zip(rows, offers, strict=True):
+            row.insert(4, f"{one.price_hour / one.gpu_count:.4f}" if one.gpu_count else "")
+    table([*headers, "ID"], rows)
 
 
 def _row(found: Quote, one: Offer, now: datetime, with_runs: bool) -> list[object]:

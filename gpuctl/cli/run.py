@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import click
 
 from gpuctl.cli import shapes
 from gpuctl.cli.ending import show_receipts
+from gpuctl.cli.machines import living
 from gpuctl.cli.opening import opened
 from gpuctl.cli.options import (
     DURATION,
@@ -27,10 +29,11 @@ from gpuctl.cli.stopping import stoppable
 from gpuctl.cli.terminal import Terminal, line
 from gpuctl.errors import GpuctlError, UsageError
 from gpuctl.fleet.asking import ask_rentable, nothing_found
+from gpuctl.fleet.borrowed import lent
 from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.lease import SHORTEST_LEASE_SECONDS
 from gpuctl.fleet.provision import described
-from gpuctl.ledger import RunRow
+from gpuctl.ledger import MachineRow, RunRow
 from gpuctl.policy import choose
 from gpuctl.quantities import format_duration, format_money, parse_duration
 from gpuctl.run.background import detach as carry_in_background
@@ -78,11 +81,17 @@ def parse_rehearsal(text: str) -> Rehearsal:
         "gpuctl run train.yaml --yes",
         "gpuctl run train.yaml --provider local --rehearse-interruption 8s --yes",
         "gpuctl run train.yaml --set resources.gpu=RTX-4090 --detach --yes",
+        "gpuctl run train.yaml --machine trainer --yes",
     )
 )
 @click.argument("spec_file", metavar="TRAIN.YAML", type=click.Path(path_type=Path))
 @click.option(
     "--provider", "providers", multiple=True, metavar="P", help="Rent only here. Repeatable."
+)
+@click.option(
+    "--machine",
+    metavar="NAME",
+    help="Rent nothing: use this one, adopted from Terraform or provisioned. It stays.",
 )
 @click.option("--detach", is_flag=True, help="Carry the run on in the background.")
 @click.option(
@@ -118,6 +127,7 @@ def parse_rehearsal(text: str) -> Rehearsal:
 def run(
     spec_file: Path,
     providers: tuple[str, ...],
+    machine: str | None,
     detach: bool,
     lease: timedelta,
     keep_failed: timedelta,
@@ -139,6 +149,8 @@ def run(
         )
     if lease.total_seconds() < SHORTEST_LEASE_SECONDS:
         raise UsageError(f"--lease: at least {SHORTEST_LEASE_SECONDS:g}s")
+    if machine is not None and providers:
+        raise UsageError("--machine names the machine, so --provider has nothing to choose")
     require_answer(yes, "run")
     options = Options(
         lease_seconds=lease.total_seconds(),
@@ -147,8 +159,17 @@ def run(
         rehearsal=rehearsal,
     )
     with _telling() as terminal, opened(terminal.step) as fleet:
+        if machine is not None:
+            borrowed = lent(living(fleet, machine))
+            options = replace(options, machine=borrowed.name)
+            _warn_of_its_end(terminal, borrowed, fleet.clock.now())
         if not yes:
-            ask(yes, "run", _question(fleet, spec, providers))
+            question = (
+                _question(fleet, spec, providers)
+                if options.machine is None
+                else f"Run {spec.name} on {options.machine}, {_caps(spec)}?"
+            )
+            ask(yes, "run", question)
         if _needs_this_computer(spec, providers):
             terminal.warn(
                 "checkpoints go to a folder on this computer: while it is away or asleep they "
@@ -197,6 +218,13 @@ def cancel(run: str, yes: bool, as_json: bool) -> None:
 def _telling() -> Unhurried:
     terminal = Terminal()
     return Unhurried(terminal, at_end=terminal.close)
+
+
+def _warn_of_its_end(terminal: Unhurried, row: MachineRow, now: datetime) -> None:
+    end = row.hard_end if row.borrowed else row.lease_until
+    how = "" if row.borrowed else f" (`gpuctl extend {row.name} 2h` moves that)"
+    left = format_duration(timedelta(seconds=round((end - now).total_seconds())))
+    terminal.warn(f"{row.name} ends in {left}{how}; what is not done by then is cut short")
 
 
 def _needs_this_computer(spec: RunSpec, named: tuple[str, ...]) -> bool:

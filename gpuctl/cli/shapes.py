@@ -6,7 +6,7 @@ Keys may be added, never renamed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gpuctl.fleet.audit import Audit, Billing
     from gpuctl.fleet.reap import Reaped, Seen, Trouble
     from gpuctl.fleet.receipt import Receipt
+    from gpuctl.market_nearest import Near
     from gpuctl.store import Manifest
 
 Shape = dict[str, Any]
@@ -67,10 +68,18 @@ def offer(one: Offer, *, run_cost: Decimal | None = None, runs: int | None = Non
         "as_of": moment(one.as_of),
         "run_cost": usd(run_cost),
         "runs_in_budget": runs,
+        "price_gpu_hour": usd(one.price_hour / one.gpu_count) if one.gpu_count else None,
+        "gb_in_price": usd(one.gb_in_price),
+        "gb_out_price": usd(one.gb_out_price),
         "fx_rate": usd(one.fx_rate),
         "fx_date": _day(one.fx_date),
         "note": one.note,
     }
+
+
+def nearest(found: Sequence[Near]) -> list[Shape]:
+    """Return the offers that come nearest where nothing matches, and how they differ."""
+    return [{**offer(one.offer), "kind": one.kind, "difference": one.difference} for one in found]
 
 
 def _day(when: date | None) -> str | None:
@@ -97,6 +106,7 @@ def machine(row: MachineRow, now: datetime) -> Shape:
         "run": row.run,
         "created_at": moment(row.created_at),
         "cost_usd": usd(row.cost_so_far(now)),
+        "cost_source": row.cost_source,
         "hard_end": moment(row.hard_end),
         "ended_at": moment(row.ended_at),
         "purpose": row.purpose,
@@ -104,6 +114,8 @@ def machine(row: MachineRow, now: datetime) -> Shape:
         "detached": row.detached,
         "in_doubt": row.in_doubt,
         "closed_by": row.closed_by,
+        "borrowed": row.borrowed,
+        "terraform": row.terraform or None,
     }
 
 
@@ -289,6 +301,7 @@ def reaped(done: Reaped, now: datetime) -> Shape:
         "would_reap": [seen(one, now) for one in done.would_reap],
         "kept": [seen(one, now) for one in done.kept],
         "errors": [trouble(one) for one in done.errors],
+        "asked": list(done.asked),
     }
 
 

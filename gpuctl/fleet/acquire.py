@@ -19,11 +19,14 @@ from gpuctl.errors import (
     NothingRentable,
 )
 from gpuctl.fleet.access import access_facts
+from gpuctl.fleet.consoles import by_hand
 from gpuctl.fleet.context import Fleet
+from gpuctl.fleet.deadlines import ticks
 from gpuctl.fleet.keeper import Keeper
 from gpuctl.fleet.presence import prove_absent
 from gpuctl.fleet.release import release
 from gpuctl.fleet.spend_cap import check_spending
+from gpuctl.fleet.under_way import seconds_under_way
 from gpuctl.ledger import MachineRow
 from gpuctl.names import new_machine_name
 from gpuctl.remote.keys import public_key
@@ -93,6 +96,7 @@ def acquire(
     guard()
     order = _order(fleet, name, offer, need, key)
     try:
+        # Ctrl-C in the middle of it leaves the row without a word: the call may still arrive.
         machine = provider.create(order)
     except Ambiguous as doubt:
         fleet.ledger.record("in_doubt", machine=name, message=str(doubt))
@@ -105,12 +109,13 @@ def acquire(
     except ProviderError as refused:
         fleet.ledger.record("refused", machine=name, kind=refused.kind, message=str(refused))
         raise
-    except BaseException as broken:
-        # Also Ctrl-C in the middle of the call: it may have reached the cloud.
+    except Exception as broken:
         fleet.ledger.record("in_doubt", machine=name, message=type(broken).__name__)
         raise
     else:
         _record_created(fleet, machine)
+        for note in machine.notes:
+            fleet.say(f"{name}: {note}")
     _check_price(fleet, machine, offer, need)
     return _row(fleet, name), machine
 
@@ -145,6 +150,12 @@ def settle(fleet: Fleet, row: MachineRow) -> Machine | None:
             access=access_facts(found.access),
         )
         return found
+    if proof.absent and seconds_under_way(row, provider.capabilities, fleet.clock.now()) > 0:
+        raise MayStillBill(
+            f"{provider.name} was asked to create {row.name} and may still be at it",
+            machine=row.name,
+            next=f"Run `gpuctl terminate {row.name}`; until it is settled nothing else is rented.",
+        )
     if proof.absent:
         fleet.ledger.record(
             "absent",
@@ -158,14 +169,17 @@ def settle(fleet: Fleet, row: MachineRow) -> Machine | None:
         f"{provider.name} was asked to create {row.name} and its answer is unknown"
         + (f" ({proof.error})" if proof.error else ""),
         machine=row.name,
-        next=f"Run `gpuctl terminate {row.name}`; until it is settled nothing else is rented.",
+        next=f"Run `gpuctl terminate {row.name}`, or {by_hand(provider, row, row.provider_id)}. "
+        "Until it is settled nothing else is rented.",
     )
 
 
 def why_refused(last: ProviderError | GpuctlError | None) -> GpuctlError:
     """Return what it means that no offer led to a usable machine; ``last`` said the last no."""
     if isinstance(last, PriceChanged):
-        return CapReached(str(last), next="Raise the price cap, or try again later.")
+        return CapReached(
+            str(last), next="Raise the price cap (--max-price), or try again: prices move."
+        )
     if isinstance(last, AuthFailed):
         return NoCredentials(str(last), next="`gpuctl doctor` says what is missing.")
     return NothingRentable(
@@ -183,6 +197,8 @@ def _record_intent(fleet: Fleet, offer: Offer, need: Need, keeper: Keeper) -> st
     now = fleet.clock.now()
     name = new_machine_name(need.middle, fleet.home.owner)
     end = hard_end(now, need.max_duration)
+    lease_until = min(now + timedelta(seconds=need.lease_seconds), end)
+    left, hard_left = ((moment - now).total_seconds() for moment in (lease_until, end))
     fleet.ledger.record(
         "intended",
         machine=name,
@@ -198,8 +214,10 @@ def _record_intent(fleet: Fleet, offer: Offer, need: Need, keeper: Keeper) -> st
         owner=fleet.home.owner,
         attempt=need.attempt,
         hard_end=end,
-        lease_until=min(now + timedelta(seconds=need.lease_seconds), end),
+        lease_until=lease_until,
         lease_seconds=need.lease_seconds,
+        ticks=ticks(left, hard_left, fleet.clock),
+        bill_step_seconds=fleet.provider(offer.provider).capabilities.bill_step_seconds,
         detached=need.detached,
         keeper=keeper.facts(),
         purpose=need.purpose,

@@ -8,13 +8,22 @@ from decimal import Decimal
 
 from gpuctl.errors import GpuctlError, NoCredentials, NothingRentable, UsageError
 from gpuctl.fleet.context import Fleet
-from gpuctl.market import Participants, Quote, QuoteError, ask, participants
+from gpuctl.market import DEADLINE_SECONDS, Participants, Quote, QuoteError, ask, participants
 from gpuctl.market_cache import YOUNG_SECONDS, OfferCache
-from gpuctl.market_nearest import nearest, relaxed
+from gpuctl.market_nearest import Near, in_any_number, nearest, relaxed
+from gpuctl.policy import USUAL_TRAFFIC, Traffic
 from providers.base import Offer, Provider, Want
 from providers.registry import UnknownProvider, known_systems, names, reference_only
 
 _ANSWERED = frozenset({"Unsupported", "NoCapacity"})  # a no is an answer
+_FEW = 2
+_NEAREST_SECONDS = 10.0  # a second question, for advice only
+
+
+class NothingMatches(NothingRentable):
+    """Nothing matches; ``near`` is what comes nearest."""
+
+    near: tuple[Near, ...] = ()
 
 
 def ask_market(
@@ -25,11 +34,14 @@ def ask_market(
     offline: bool = False,
     hours: float | None = None,
     budget: Decimal | None = None,
+    traffic: Traffic = USUAL_TRAFFIC,
     fresh: bool = False,
+    deadline_seconds: float = DEADLINE_SECONDS,
 ) -> Quote:
     """Ask everybody who takes part; who has no credentials gives reference prices.
 
     Args:
+        traffic: of every machine of a run.
         fresh: ask again, however young the last answer is.
 
     Raises:
@@ -41,9 +53,11 @@ def ask_market(
         providers,
         want,
         clock=fleet.clock,
+        deadline_seconds=deadline_seconds,
         offline=offline,
         hours=hours,
         budget=budget,
+        traffic=traffic,
         reference_only=chosen.reference_only,
         environ=fleet.environ,
         cache=_cache(fleet),
@@ -125,15 +139,39 @@ def nothing_found(
     if found.offers and not any(offer.available for offer in found.offers):
         return _nothing_free(found.offers)
     error = why_empty(found.errors, _asked(fleet, named, rentable=rentable))
-    if isinstance(error, NothingRentable):
-        wider = ask_market(fleet, relaxed(want), named, offline=offline)
-        near = nearest(want, wider.offers)
-        if not near:
-            # Last, since the price that is told has the wanted disk in it.
-            smaller = replace(relaxed(want), disk_gb=1)
-            near = nearest(want, ask_market(fleet, smaller, named, offline=offline).offers)
-        error.next = "Nearest: " + "; ".join(near) if near else "Ask for less, or elsewhere."
+    if isinstance(error, NothingMatches):
+        error.near = _nearest(fleet, want, named, offline)
+        lines = [near.line() for near in error.near]
+        error.next = "\n".join(["Nearest:", *lines]) if lines else "Ask for less, or elsewhere."
     return error
+
+
+def _nearest(fleet: Fleet, want: Want, named: Sequence[str], offline: bool) -> tuple[Near, ...]:
+    """Ask a wider question, of everybody: what is near may be somebody else's."""
+    everybody: tuple[str, ...] = ()
+    if named:
+        others = taking_part(fleet, ())
+        everybody = (*named, *others.providers, *others.reference_only)
+
+    def ask_wider(question: Want) -> tuple[Offer, ...]:
+        return ask_market(
+            fleet, question, everybody, offline=offline, deadline_seconds=_NEAREST_SECONDS
+        ).offers
+
+    found = ask_wider(relaxed(want))
+    near = nearest(want, found, providers=named)
+    if want.gpus and not any(_is_same_here(one, named) for one in near):
+        near = nearest(want, (*found, *ask_wider(in_any_number(want))), providers=named)
+    if not near and want.disk_gb > Want().disk_gb:
+        # Last, since the price that is told has the wanted disk in it.
+        near = nearest(want, ask_wider(replace(relaxed(want), disk_gb=1)), providers=named)
+    return near
+
+
+def _is_same_here(one: Near, named: Sequence[str]) -> bool:
+    """Whether it is the same card at a provider that was asked, at no price of last year's."""
+    here = not named or one.offer.provider in named
+    return one.kind == "same" and one.offer.source == "live" and here
 
 
 def _nothing_free(offers: Sequence[Offer]) -> NothingRentable:
@@ -157,15 +195,19 @@ def why_empty(errors: Sequence[QuoteError], asked: int) -> GpuctlError:
     Silence proves nothing: only when somebody answered is it known that nothing matches.
     """
     silent = [error for error in errors if error.kind not in _ANSWERED]
-    told = "; ".join(error.message for error in errors)
+    told = "; ".join(error.message.removesuffix(".") for error in errors)
     if silent and len(silent) >= asked:
         if any(error.kind == "AuthFailed" for error in silent):
             return NoCredentials(
                 f"No usable credentials for anything that was asked: {told}",
                 next="`gpuctl doctor` says what is missing.",
             )
+        if all(error.kind == "InvalidRequest" for error in silent):
+            return UsageError(f"Nobody could be asked: {told}", next="Put that right.")
         return GpuctlError(f"Nobody could be asked: {told}", next="Try again in a minute.")
-    return NothingRentable("Nothing rentable matches" + (f" ({told})" if told else ""))
+    if len(errors) > _FEW:  # each was told already
+        told = f"{len(errors)} providers sell no such machine, or did not answer"
+    return NothingMatches("Nothing rentable matches" + (f" ({told})" if told else ""))
 
 
 def _made(

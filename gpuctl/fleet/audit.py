@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from gpuctl.fleet.access import as_machine
 from gpuctl.fleet.context import Fleet
-from gpuctl.fleet.reap import Seen, Trouble, is_ours, survey
+from gpuctl.fleet.reap import Seen, Trouble, ask_each, is_ours, survey
+from gpuctl.fleet.uploads import uploads_left
 from gpuctl.ledger import MachineRow
 from gpuctl.names import parse_machine_name
-from providers.base import Leftover, Machine, ProviderError
+from providers.base import Leftover, Machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +50,15 @@ def audit(fleet: Fleet) -> Audit:
     now = fleet.clock.now()
     billing = [_sorted(one, fleet.home.owner, now) for one in seen]
     there = {one.machine.name for one in seen}
-    for name in sorted(answered):
-        try:
-            left = fleet.provider(name).leftovers()
-        except ProviderError as error:
-            errors.append(Trouble(name, error.kind, str(error)))
-            continue
-        billing += _left_behind(left, there)
+    left, silent = ask_each(fleet, sorted(answered), lambda provider: provider.leftovers())
+    for leftovers in left.values():
+        billing += _left_behind(leftovers, there)
+    errors += silent
+    billing += [
+        Billing(None, None, one, "ours", "an upload that was never finished")
+        for one in uploads_left(fleet)
+    ]
+    billing += _not_asked(fleet, seen, answered)
     return Audit(tuple(billing), tuple(errors))
 
 
@@ -69,7 +73,7 @@ def whose(machine: Machine, owner: str) -> str:
 
 def unaccounted(machine: Machine, row: MachineRow | None, owner: str, now: datetime) -> str | None:
     """Say why a machine is unaccounted for, or None."""
-    if whose(machine, owner) != "ours":
+    if is_borrowed(row) or whose(machine, owner) != "ours":
         return None
     if row is None or row.closed:
         return "no ledger row claims it"
@@ -85,15 +89,32 @@ def _sorted(one: Seen, owner: str, now: datetime) -> Billing:
         one.machine,
         one.row,
         None,
-        whose(one.machine, owner),
+        "terraform" if is_borrowed(one.row) else whose(one.machine, owner),
         unaccounted(one.machine, one.row, owner, now),
     )
+
+
+def is_borrowed(row: MachineRow | None) -> bool:
+    """Whether the ledger says that a machine is Terraform's, whatever its marks say."""
+    return row is not None and row.borrowed
+
+
+def _not_asked(fleet: Fleet, seen: Sequence[Seen], answered: set[str]) -> list[Billing]:
+    """Borrowed machines whose cloud gives us no answer: they bill, for all that we know."""
+    there = {one.row.name for one in seen if one.row is not None}
+    return [
+        Billing(as_machine(row), row, None, "terraform", None)
+        for row in fleet.ledger.machines(open_only=True, borrowed=True)
+        if row.borrowed and row.provider not in answered and row.name not in there
+    ]
 
 
 def _left_behind(left: Sequence[Leftover], machines: set[str]) -> list[Billing]:
     """Leftovers of machines that are gone; those of living ones go with them."""
     return [
         Billing(None, None, one, "ours", "left over from a machine that is gone")
+        if one.mark is None or one.mark.managed_by == "gpuctl"
+        else Billing(None, None, one, one.mark.managed_by, None)
         for one in left
         if one.name not in machines
     ]

@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from gpuctl.errors import UsageError
 from gpuctl.home import Home
 from gpuctl.ledger import Ledger
-from providers.base import Clock, Provider, ProviderError
+from providers.base import Clock, Provider, ProviderError, Regional
 from providers.registry import BrokenProvider, UnknownProvider, create_provider, names
+
+BORROWED = "borrowed"
+"""The provider of claims on machines that are lent; see `gpuctl.fleet.borrowed`."""
 
 Say = Callable[[str], None]
 """Takes one line for a person. The rooms below `cli` never print."""
@@ -39,13 +42,20 @@ class Fleet:
             UsageError: there is no such provider, or its settings are malformed.
         """
         with self._lock:
+            if name == BORROWED and name not in self._providers:
+                from gpuctl.fleet.borrowed import BorrowedMachines
+
+                self._providers[name] = BorrowedMachines(self)
             if name not in self._providers:
                 try:
-                    self._providers[name] = create_provider(
+                    made = create_provider(
                         name, self.environ, home=self.home.path, clock=self.clock
                     )
                 except (UnknownProvider, BrokenProvider, ProviderError) as error:
                     raise UsageError(str(error)) from error
+                if isinstance(made, Regional):
+                    made.look_in(self.ledger.regions_used(name))
+                self._providers[name] = made
             return self._providers[name]
 
     def use(self, provider: Provider) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gpuctl.errors import MayStillBill, UsageError
+from gpuctl.fleet.access import end_command
 from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.presence import look
 from gpuctl.ledger import MachineRow
@@ -30,10 +31,11 @@ def forget(fleet: Fleet, row: MachineRow, *, by: str, why: str) -> MachineRow:
         fleet.say(f"{row.provider} cannot be asked ({error}); your word is taken")
         seen = None
     if seen is not None:
+        ends = end_command(row) if row.borrowed else f"gpuctl terminate {row.name}"
         raise MayStillBill(
             f"{row.provider} says that {row.name} is there ({seen.status})",
             machine=row.name,
-            next=f"`gpuctl terminate {row.name}` ends it.",
+            next=f"`{ends}` ends it.",
         )
     fleet.ledger.record("forgotten", machine=row.name, by=by, why=why)
     return fleet.ledger.machine(row.name) or row

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 from gpuctl.agent.client import AgentClient, Probe, find_python, guard_orders
+from gpuctl.fleet.deadlines import by_this_clock
 from gpuctl.fleet.lease import sync_grace
 from gpuctl.fleet.ready import Ready
 from gpuctl.ledger import MachineRow
-from providers.base import SelfEnd
+from providers.base import Clock, SelfEnd, SystemClock
+
+_CLOCK = SystemClock()
 
 
 def armed_agent(
@@ -19,6 +22,7 @@ def armed_agent(
     *,
     on_lease_end: Literal["end", "finish"] = "end",
     idle_seconds: float | None = None,
+    clock: Clock = _CLOCK,
 ) -> tuple[AgentClient, Probe]:
     """Send the agent and have it guard the lease; return it, and the facts of the machine.
 
@@ -31,6 +35,7 @@ def armed_agent(
         RemoteError: the machine does not answer, or has no Python for the agent.
     """
     end = ready.machine.self_end or SelfEnd()
+    row = by_this_clock(row, clock)
     home = ready.connection.home
     return AgentClient.begin(
         ready.connection,
@@ -39,6 +44,7 @@ def armed_agent(
         guard_orders(
             lease_seconds=lease_seconds,
             hard_end=row.hard_end,
+            hard_seconds=(row.hard_end - clock.now()).total_seconds(),
             end_argv=end.argv,
             end_signal_pid=end.signal_pid,
             on_lease_end=on_lease_end,

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import getpass
 import shutil
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from gpuctl.errors import GpuctlError
 from gpuctl.fleet.context import Fleet
-from gpuctl.fleet.watchdog import watchdog_of
+from gpuctl.fleet.guarding import watchdog_of
 from gpuctl.quantities import format_gb
 from providers.base import AuthFailed, Finding, ProviderError
 from providers.registry import names
 
 _TIGHT_DISK_GB = 1.0
+_LINGERING = Path("/var/lib/systemd/linger")
 _BUILT_AFTER = datetime(2026, 1, 1, tzinfo=UTC)
 _CLOCK_SLACK = timedelta(minutes=2)
 
@@ -96,7 +99,7 @@ def _ledger(fleet: Fleet) -> Check:
 def _watchdog(fleet: Fleet) -> Check:
     keeper = watchdog_of(fleet.home)
     if keeper is not None:
-        return Check("watchdog", True, f"process {keeper.pid} guards this home")
+        return Check("watchdog", True, f"process {keeper.pid} guards this home{_until_log_out()}")
     waiting = fleet.ledger.machines(open_only=True)
     if waiting:
         return Check(
@@ -105,6 +108,18 @@ def _watchdog(fleet: Fleet) -> Check:
             f"not running, and {len(waiting)} machines are open; `gpuctl reap` does its work once",
         )
     return Check("watchdog", True, "not running; nothing is rented, so nothing needs it")
+
+
+def _until_log_out() -> str:
+    """Say whether systemd ends what we started when this user logs out; "" when it does not."""
+    try:
+        session = Path("/proc/self/cgroup").read_text()
+        lingers = (_LINGERING / getpass.getuser()).exists()
+    except (OSError, KeyError):
+        return ""
+    if lingers or "/user@" not in session:
+        return ""
+    return "; it ends when you log out, unless you run `loginctl enable-linger`"
 
 
 def _python() -> Check:

@@ -10,7 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-Role = Literal["controller", "watchdog", "provision"]
+Role = Literal["controller", "watchdog", "provision", "terminate"]
+
+NO_BOOT = "unknown"
+"""What `boot_id` says where nothing tells one boot from another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +22,7 @@ class Keeper:
 
     role: str
     host: str
-    boot: str
+    boot: str  # and, after a space, whose process numbers `pid` is one of
     pid: int
     started: str  # the kernel's own start time of the process, as text
 
@@ -44,16 +47,35 @@ def keeper_from(facts: Mapping[str, object] | None) -> Keeper | None:
 def this_process(role: Role) -> Keeper:
     """Describe the calling process."""
     pid = os.getpid()
-    return Keeper(role, platform.node(), boot_id(), pid, process_started(pid) or "")
+    boot = f"{boot_id()} {_process_numbers()}".strip()
+    return Keeper(role, platform.node(), boot, pid, process_started(pid) or "")
 
 
 def alive(keeper: Keeper) -> bool | None:
-    """Say whether a keeper lives: None when it is on another computer and nobody here can know."""
-    if keeper.host != platform.node():
+    """Say whether a keeper lives: None when it is on another computer and nobody here can know.
+
+    A computer is known by its boot first: laptops change their name with the network. Containers
+    of one computer share its boot, and not their processes: of another one nobody here can know.
+    """
+    here, numbers = boot_id(), _process_numbers()
+    boot, _, its_numbers = keeper.boot.partition(" ")
+    same_boot = boot == here != NO_BOOT
+    by_name = keeper.host == platform.node()
+    if same_boot and its_numbers == numbers:
+        return process_started(keeper.pid) == keeper.started
+    if not by_name or (same_boot and its_numbers):
         return None
-    if keeper.boot != boot_id():
-        return False
-    return process_started(keeper.pid) == keeper.started
+    if same_boot or here == NO_BOOT:  # written by a gpuctl that did not tell containers apart
+        return process_started(keeper.pid) == keeper.started
+    return False
+
+
+def _process_numbers() -> str:
+    """Return what tells apart the containers of a computer that each count their own pids."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
 
 
 def boot_id() -> str:
@@ -61,7 +83,8 @@ def boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
-        return _answer("sysctl", "-n", "kern.boottime") or "unknown"
+        # Not kern.boottime: that moves whenever the clock is set.
+        return _answer("sysctl", "-n", "kern.bootsessionuuid") or NO_BOOT
 
 
 def process_started(pid: int) -> str | None:
@@ -84,8 +107,12 @@ def process_started(pid: int) -> str | None:
 
 
 def _answer(*command: str) -> str | None:
+    # Dates in UTC and English: daylight saving must not make a process look like another one.
+    environ = {**os.environ, "TZ": "UTC", "LC_ALL": "C"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=5, check=False, env=environ
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None

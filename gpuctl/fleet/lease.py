@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 from gpuctl.errors import GpuctlError
 from gpuctl.fleet.context import Fleet
+from gpuctl.fleet.deadlines import by_this_clock, ticks
 from gpuctl.fleet.keeper import Keeper, this_process
 from gpuctl.ledger import MachineRow
 
@@ -16,6 +17,7 @@ PROVISION_LEASE_SECONDS = 7200.0
 SHORTEST_LEASE_SECONDS = 5.0
 _RENEW_EVERY_SECONDS = 60.0
 _SYNC_GRACE_SECONDS = 60.0
+_NAP_SECONDS = 5.0  # a computer that wakes up notices within so long what is due
 
 
 def renew_every(lease_seconds: float) -> float:
@@ -47,10 +49,14 @@ def renew(
     Args:
         on_machine: renews the agent's own timer; takes seconds, raises when it cannot.
     """
-    until = lease_end(fleet.clock.now(), seconds, row.hard_end)
+    row = by_this_clock(row, fleet.clock)
+    now = fleet.clock.now()
+    until = lease_end(now, seconds, row.hard_end)
+    left = max((until - now).total_seconds(), 0)
+    marks = ticks(left, (row.hard_end - now).total_seconds(), fleet.clock)
     if on_machine is not None:
-        on_machine(max((until - fleet.clock.now()).total_seconds(), 0))
-    fleet.ledger.record("renewed", machine=row.name, lease_until=until)
+        on_machine(left)
+    fleet.ledger.record("renewed", machine=row.name, lease_until=until, ticks=marks)
     return until
 
 
@@ -90,9 +96,18 @@ class Renewal:
             self._thread.join(timeout=wait_seconds)
         self._over.set()
 
+    def _waited_out(self, seconds: float) -> bool:
+        """Let seconds pass, those of a computer's sleep included; whether it is over."""
+        clock = self._fleet.clock
+        due = clock.monotonic() + seconds
+        while (left := due - clock.monotonic()) > 0:
+            if self._over.wait(min(left, _NAP_SECONDS)):
+                return True
+        return self._over.is_set()
+
     def _renew_on(self) -> None:
         pause = renew_every(self._seconds)
-        while not self._over.wait(pause):
+        while not self._waited_out(pause):
             try:
                 row = self._fleet.ledger.machine(self._name)
                 if row is None or row.closed or row.destroy_asked_at is not None:

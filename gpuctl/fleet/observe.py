@@ -18,7 +18,12 @@ def observe(fleet: Fleet) -> list[Trouble]:
     Nothing is closed: one look at which a machine is absent proves nothing. Returns who could
     not be asked.
     """
-    rows = fleet.ledger.machines(open_only=True)
+    rows = [
+        row
+        for row in fleet.ledger.machines(open_only=True, borrowed=True)
+        # Terraform has its own credentials: here there may be none.
+        if not row.borrowed or fleet.provider(row.provider).configured()
+    ]
     asked = sorted({row.provider for row in rows})
     listed, errors = list_each(fleet, asked)
     for name, machines in listed.items():

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from gpuctl.errors import GpuctlError, RemoteError
-from gpuctl.fleet.access import access_facts
+from gpuctl.fleet.access import access_facts, as_machine
 from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.ssh_config import follow_ledger
 from gpuctl.ledger import MachineRow
@@ -88,6 +88,9 @@ def reopen(fleet: Fleet, row: MachineRow) -> Ready:
     Raises:
         NotReady: it is gone, or does not answer.
     """
+    if row.borrowed:
+        answer = _answering(fleet, as_machine(row), fleet.clock.monotonic() + 30, lambda: None)
+        return Ready(as_machine(row), answer.connection)
     provider = fleet.provider(row.provider)
     if row.provider_id is None:
         raise NotReady(f"{row.name} was never seen at {row.provider}", machine=row.name)

@@ -7,17 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import TypeVar
 
-from gpuctl.errors import GpuctlError
+from gpuctl.errors import GpuctlError, LedgerError
+from gpuctl.fleet.access import end_command
 from gpuctl.fleet.context import Fleet
+from gpuctl.fleet.deadlines import by_this_clock
 from gpuctl.fleet.keeper import Keeper, alive, keeper_from
 from gpuctl.fleet.receipt import Receipt
 from gpuctl.fleet.release import release_all
 from gpuctl.ledger import MachineRow
 from gpuctl.names import parse_machine_name
-from providers.base import Machine, ProviderError, State
+from providers.base import Machine, Provider, ProviderError, State
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,7 @@ class Reaped:
     would_reap: tuple[Seen, ...]  # with dry_run
     kept: tuple[Seen, ...]
     errors: tuple[Trouble, ...]
+    asked: tuple[str, ...] = ()  # providers, those that did not answer too
 
 
 def is_ours(machine: Machine, owner: str) -> bool:
@@ -85,6 +91,8 @@ def judge(
         keeper_lives: whether a keeper lives; None when nobody here can know.
     """
     mark = machine.mark
+    if row is not None and row.borrowed:
+        return Verdict(False, f"Terraform's: `{end_command(row)}` ends it")
     if mark is None or parse_machine_name(machine.name) is None:
         return Verdict(False, "not made by gpuctl")
     if mark.managed_by != "gpuctl":
@@ -113,7 +121,10 @@ def survey(
     Returns what was seen, what could not be asked, and which providers did answer.
     """
     names = list(asked) if asked is not None else fleet.asked_providers()
-    rows = {row.name: row for row in fleet.ledger.machines()}
+    rows = fleet.ledger.machines(borrowed=True)
+    named = {row.name: by_this_clock(row, fleet.clock) for row in rows}
+    # Whoever lent us a machine may have marked it in a way of their own, or not at all.
+    borrowed = {(row.provider, row.provider_id): row for row in rows if _is_borrowed(row)}
     seen: list[Seen] = []
     answered: set[str] = set()
     listed, errors = list_each(fleet, names)
@@ -122,51 +133,78 @@ def survey(
         for machine in machines:
             if machine.state is State.GONE:
                 continue
-            row = rows.get(machine.name)
+            row = borrowed.get((name, machine.provider_id)) or named.get(machine.name)
             verdict = judge(machine, row, fleet.home.owner, fleet.clock.now(), alive)
             seen.append(Seen(machine, row, verdict))
     return seen, errors, answered
 
 
-def reap(fleet: Fleet, *, dry_run: bool = False) -> Reaped:
+def reap(fleet: Fleet, *, dry_run: bool = False, hard_end_only: bool = False) -> Reaped:
     """Destroy what `judge` condemns, and close ledger rows whose machines are gone."""
     seen, errors, answered = survey(fleet)
+    asked = tuple(sorted(answered | {one.provider for one in errors}))
+    if hard_end_only:
+        seen = [_by_its_hard_end(one, fleet.clock.now()) for one in seen]
     doomed = [one for one in seen if one.verdict.destroy]
     kept = tuple(one for one in seen if not one.verdict.destroy)
     if dry_run:
-        return Reaped((), tuple(doomed), kept, tuple(errors))
-    rows = [_claimed(fleet, one) for one in doomed]
-    rows += _vanished(fleet, seen, answered)
+        return Reaped((), tuple(doomed), kept, tuple(errors), asked)
+    rows: list[MachineRow] = []
+    for one in doomed:
+        try:
+            rows.append(_claimed(fleet, one))
+        except LedgerError as error:
+            # The others have their rows already, and are ended all the same.
+            machine = one.machine
+            told = f"{machine.name} ({machine.provider_id}) was not ended: {error.message}"
+            errors.append(Trouble(machine.provider, error.kind, told, machine.name, error.next))
+    rows += [] if hard_end_only else _vanished(fleet, seen, answered)
     receipts, failures = release_all(fleet, rows, why="reaped")
     errors += [
         Trouble(_provider_of(rows, e.machine), e.kind, e.message, e.machine, e.next)
         for e in failures
     ]
-    return Reaped(tuple(receipts), (), kept, tuple(errors))
+    receipts += _returned(fleet, seen, answered, errors)
+    return Reaped(tuple(receipts), (), kept, tuple(errors), asked)
+
+
+def _by_its_hard_end(one: Seen, now: datetime) -> Seen:
+    """Let a machine live that is condemned for another reason than its hard end."""
+    mark = one.machine.mark
+    if not one.verdict.destroy or mark is None or now >= mark.end:
+        return one
+    return replace(one, verdict=Verdict(False, f"its hard end is at {mark.end:%Y-%m-%d %H:%M} UTC"))
+
+
+def ask_each(
+    fleet: Fleet, names: Sequence[str], question: Callable[[Provider], _T]
+) -> tuple[dict[str, _T], list[Trouble]]:
+    """Ask providers the same at once; return what they said, and who did not answer."""
+    said: dict[str, _T] = {}
+    errors: list[Trouble] = []
+    if not names:
+        return said, errors
+    with ThreadPoolExecutor(max_workers=len(names)) as pool:
+        futures = {name: pool.submit(_asked, fleet, name, question) for name in names}
+    for name, future in futures.items():
+        try:
+            said[name] = future.result()
+        except ProviderError as error:
+            errors.append(Trouble(name, error.kind, str(error)))
+        except GpuctlError as error:
+            errors.append(Trouble(name, error.kind, error.message))
+    return said, errors
+
+
+def _asked(fleet: Fleet, name: str, question: Callable[[Provider], _T]) -> _T:
+    return question(fleet.provider(name))
 
 
 def list_each(
     fleet: Fleet, names: Sequence[str]
 ) -> tuple[dict[str, Sequence[Machine]], list[Trouble]]:
-    """Ask providers for their machines at once; return what they said, and who did not answer."""
-    listed: dict[str, Sequence[Machine]] = {}
-    errors: list[Trouble] = []
-    if not names:
-        return listed, errors
-    with ThreadPoolExecutor(max_workers=len(names)) as pool:
-        futures = {name: pool.submit(_listed, fleet, name) for name in names}
-    for name, future in futures.items():
-        try:
-            listed[name] = future.result()
-        except ProviderError as error:
-            errors.append(Trouble(name, error.kind, str(error)))
-        except GpuctlError as error:
-            errors.append(Trouble(name, error.kind, error.message))
-    return listed, errors
-
-
-def _listed(fleet: Fleet, name: str) -> Sequence[Machine]:
-    return fleet.provider(name).list()
+    """Ask providers for their machines; see `ask_each`."""
+    return ask_each(fleet, names, lambda provider: provider.list())
 
 
 def _claimed(fleet: Fleet, one: Seen) -> MachineRow:
@@ -204,6 +242,30 @@ def _vanished(fleet: Fleet, seen: Sequence[Seen], answered: set[str]) -> list[Ma
         for row in fleet.ledger.machines(open_only=True)
         if row.provider in answered and row.name not in there and _forsaken(row)
     ]
+
+
+def _is_borrowed(row: MachineRow) -> bool:
+    return row.borrowed and not row.closed
+
+
+def _returned(
+    fleet: Fleet, seen: Sequence[Seen], answered: set[str], errors: list[Trouble]
+) -> list[Receipt]:
+    """Close the rows of borrowed machines that Terraform has destroyed."""
+    there = {one.row.name for one in seen if one.row is not None}
+    receipts: list[Receipt] = []
+    for row in fleet.ledger.machines(open_only=True, borrowed=True):
+        if not row.borrowed or row.provider not in answered or row.name in there:
+            continue
+        from gpuctl.fleet.returning import close_if_gone
+
+        try:
+            receipt = close_if_gone(fleet, row)
+        except ProviderError as error:
+            errors.append(Trouble(row.provider, error.kind, str(error), row.name))
+            continue
+        receipts += [receipt] if receipt is not None else []
+    return receipts
 
 
 def _forsaken(row: MachineRow) -> bool:

@@ -9,7 +9,7 @@ from decimal import Decimal
 
 from gpuctl.ledger import MachineRow
 
-_COMPUTED = frozenset({None, "computed", "never created"})
+_NOT_BILLED = ("computed", "never created", "nothing was rented", "price unknown")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def altogether(rows: Sequence[MachineRow], now: datetime) -> Spending:
 
 def is_billed(row: MachineRow) -> bool:
     """Whether the provider itself gave the figure."""
-    return row.cost_source not in _COMPUTED
+    return row.cost_source is not None and not row.cost_source.startswith(_NOT_BILLED)
 
 
 def day_start(now: datetime) -> datetime:

@@ -37,7 +37,7 @@ class SshHost:
 
 def ssh_hosts(fleet: Fleet) -> tuple[list[SshHost], list[str]]:
     """Return the living machines that were reached over SSH, and a word about those left out."""
-    rows = fleet.ledger.machines(open_only=True)
+    rows = fleet.ledger.machines(open_only=True, borrowed=True)
     hosts: list[SshHost] = []
     left_out: list[str] = []
     for row in rows:
@@ -68,7 +68,7 @@ def ssh_host(fleet: Fleet, row: MachineRow) -> SshHost:
             machine=row.name,
             next=f"Try again when `gpuctl list` shows it ready, or run `gpuctl ssh {row.name}`.",
         )
-    return _host(fleet, row, fleet.ledger.machines(open_only=True))
+    return _host(fleet, row, fleet.ledger.machines(open_only=True, borrowed=True))
 
 
 def config_text(hosts: Sequence[SshHost]) -> str:

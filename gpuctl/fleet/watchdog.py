@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -26,10 +25,16 @@ from typing import IO
 from gpuctl.errors import GpuctlError
 from gpuctl.fleet.acquire import settle
 from gpuctl.fleet.context import Fleet
+from gpuctl.fleet.deadlines import by_this_clock
+from gpuctl.fleet.guarding import command
+from gpuctl.fleet.guarding import ensure_watchdog as ensure_watchdog
+from gpuctl.fleet.guarding import watchdog_of as watchdog_of
 from gpuctl.fleet.keeper import Keeper, alive, keeper_from, this_process
 from gpuctl.fleet.lease import sync_grace
 from gpuctl.fleet.presence import prove_absent
 from gpuctl.fleet.release import release
+from gpuctl.fleet.upgrade import Upgrade
+from gpuctl.fleet.uploads import give_up_uploads
 from gpuctl.home import Home, open_home
 from gpuctl.ledger import Ledger, MachineRow
 from providers.base import Clock, ProviderError, SystemClock
@@ -39,7 +44,7 @@ _AT_ONCE = 16
 _IDLE_TICKS = 3  # rounds without an open row before it ends
 _LOOK_EVERY_SECONDS = 5.0
 _RETRY_CAP_SECONDS = 300.0
-_START_DEADLINE_SECONDS = 15.0
+_LOCK_TRIES, _LOCK_PAUSE_SECONDS = 20, 0.02
 
 
 class Duty(Enum):
@@ -67,10 +72,14 @@ def judge(row: MachineRow, now: datetime, keeper_lives: bool | None) -> Judgemen
             cannot be known here.
     """
     abandoned = keeper_lives is False
-    if abandoned and row.destroy_asked_at is not None:
+    keeper = keeper_from(row.keeper)
+    role = keeper.role if keeper is not None else ""
+    if row.destroy_asked_at is not None and (abandoned or role == "watchdog"):
         return Judgement(Duty.RELEASE, "its teardown was cut short")
     if abandoned and row.provider_id is None:
         return Judgement(Duty.SETTLE, "its create was cut short")
+    if abandoned and role == "provision":
+        return Judgement(Duty.RELEASE, "its provisioning was cut short")
     if now >= row.hard_end:
         return Judgement(Duty.RELEASE, "past its hard end")
     if now >= _last_moment(row):
@@ -123,7 +132,7 @@ class Watchdog:
     def _attend(self, row: MachineRow) -> None:
         if self.fleet.clock.monotonic() < self._not_before.get(row.name, 0):
             return
-        row = self._take_over(row)
+        row = by_this_clock(self._take_over(row), self.fleet.clock)
         judgement = judge(row, self.fleet.clock.now(), self._lives(row))
         if judgement.duty is Duty.SETTLE:
             found = settle(self.fleet, row)
@@ -180,84 +189,31 @@ class Watchdog:
     def _later(self, row: MachineRow, message: str) -> None:
         """Try again later, never give up: backing off to minutes."""
         failures = self._failures[row.name] = self._failures.get(row.name, 0) + 1
-        pause = min(2.0**failures, _RETRY_CAP_SECONDS)
+        pause = retry_pause(failures)
         self._not_before[row.name] = self.fleet.clock.monotonic() + pause
         self.fleet.say(f"{row.name}: {message} (again in {pause:.0f} s)")
 
 
-def ensure_watchdog(home: Home, environ: Mapping[str, str]) -> Keeper:
-    """Make sure that a watchdog guards this home; return it.
-
-    Call it after an intent is in the ledger and before the create leaves: a watchdog that is
-    just ending looks at the ledger once more after it has let go of its lock.
-
-    Raises:
-        GpuctlError: it could not be started; nothing may be rented then.
-    """
-    deadline = time.monotonic() + _START_DEADLINE_SECONDS
-    child: subprocess.Popen[bytes] | None = None
-    while time.monotonic() < deadline:
-        keeper = _holder(home.watchdog_lock)
-        if keeper is not None:
-            return keeper
-        if child is None or child.poll() is not None:
-            child = _start(home, environ)
-        time.sleep(0.02)
-    raise GpuctlError(
-        "The watchdog, which ends machines when everything else fails, could not be started",
-        next=f"See {home.watchdog_log}; nothing was rented.",
-    )
-
-
-def watchdog_of(home: Home) -> Keeper | None:
-    """Return the watchdog that guards a home now, or None."""
-    return _holder(home.watchdog_lock)
-
-
-def _start(home: Home, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    with home.watchdog_log.open("ab") as log:
-        return subprocess.Popen(
-            # -P: a folder called gpuctl in the working directory must not be taken for us.
-            [sys.executable, "-P", "-m", "gpuctl.fleet.watchdog", str(home.path)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd="/",
-            env={**environ, "GPUCTL_HOME": str(home.path)},
-            start_new_session=True,
-        )
-
-
-def _holder(lock: Path) -> Keeper | None:
-    """Return who holds the lock, or None when nobody does."""
-    try:
-        with lock.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return _named(file)
-            return None
-    except FileNotFoundError:
-        return None
-
-
-def _named(file: IO[bytes]) -> Keeper | None:
-    """Return who wrote its name, or None while the holder of the lock is about to write its own."""
-    try:
-        keeper = keeper_from(json.loads(file.read()))
-    except (ValueError, KeyError):
-        return None
-    # A dead one's name stands there until its successor has written its own.
-    return keeper if keeper is not None and alive(keeper) is not False else None
+def retry_pause(failures: int) -> float:
+    """Return the seconds until the next try: twice as long each time, minutes at most. Pure."""
+    return min(2.0 ** min(failures, 30), _RETRY_CAP_SECONDS)
 
 
 def _lock(path: Path, keeper: Keeper) -> IO[bytes] | None:
+    """Be the one watchdog of a home; None when another is.
+
+    Who only looks whether there is one holds the lock for an instant: hence the patience.
+    """
     file = path.open("a+b")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
+    for last in (*[False] * _LOCK_TRIES, True):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if last:
+                file.close()
+                return None
+            time.sleep(_LOCK_PAUSE_SECONDS)
     file.truncate(0)
     file.write(json.dumps(keeper.facts()).encode())
     file.flush()
@@ -280,15 +236,20 @@ def guard_home(home: Home, clock: Clock, environ: Mapping[str, str]) -> None:
             return
         with held, Ledger.open(home.ledger, clock=clock) as ledger:
             fleet = Fleet(home, ledger, clock, environ, _write_line)
-            _until_idle(Watchdog(fleet, keeper), clock)
+            if _until_idle(Watchdog(fleet, keeper), clock):
+                _begin_anew(home)
+            for trouble in give_up_uploads(fleet):
+                fleet.say(trouble.message)
         # The lock is free now. An intent that was written while it was still held is seen here.
         with Ledger.open(home.ledger, clock=clock) as ledger:
             if not ledger.machines(open_only=True):
                 return
 
 
-def _until_idle(watchdog: Watchdog, clock: Clock) -> None:
+def _until_idle(watchdog: Watchdog, clock: Clock) -> bool:
+    """Go round until nothing is left to guard; True: another gpuctl has taken this one's place."""
     idle = 0
+    upgrade = Upgrade(clock)
     while idle < _IDLE_TICKS:
         try:
             idle = 0 if watchdog.round() else idle + 1
@@ -296,7 +257,27 @@ def _until_idle(watchdog: Watchdog, clock: Clock) -> None:
             # A locked or full ledger passes; giving up would leave machines without a guard.
             idle = 0
             watchdog.fleet.say(error.message)
+        except Exception as error:
+            # So does a system that has no thread or file left.
+            idle = 0
+            watchdog.fleet.say(f"{type(error).__name__}: {error}")
+        if upgrade.is_there():
+            return True
         clock.sleep(_TICK_SECONDS)
+    return False
+
+
+def _begin_anew(home: Home) -> None:
+    """Go on as the same process with the code that is on disk now. The lock is taken anew."""
+    _write_line("another version of gpuctl was installed: going on with that one")
+    os.execv(sys.executable, command(home))  # noqa: S606 - no shell is meant
+
+
+def _end_as_told(_number: int, _frame: object) -> None:
+    """Leave at once, for a shutdown does not wait; the log says so."""
+    with suppress(OSError):  # not by `sys.stdout`, which may be in the middle of a line
+        os.write(1, b"told to end (SIGTERM); the next gpuctl command starts another watchdog\n")
+    os._exit(128 + signal.SIGTERM)
 
 
 def main() -> None:
@@ -304,6 +285,7 @@ def main() -> None:
     os.umask(0o077)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_as_told)
     environ = {**os.environ, "GPUCTL_HOME": sys.argv[1]}
     guard_home(open_home(environ), SystemClock(), environ)
 

@@ -185,10 +185,16 @@ class Ledger:
         owner: str | None = None,
         run: str | None = None,
         provider: str | None = None,
+        borrowed: bool = False,
     ) -> list[MachineRow]:
-        """Return the machines that fit, oldest first."""
+        """Return the machines that fit, oldest first.
+
+        Args:
+            borrowed: also those that Terraform owns. Who does not ask for them cannot end them.
+        """
         wanted = {"owner": owner, "run": run, "provider": provider}
         conditions = ["closed_by IS NULL"] if open_only else []
+        conditions += [] if borrowed else ["terraform IS NULL"]
         conditions += [f"{column} = ?" for column, value in wanted.items() if value is not None]
         values = [value for value in wanted.values() if value is not None]
         with self._reading():
@@ -258,15 +264,30 @@ class Ledger:
         """Name every provider on which something was, or may have been, rented."""
         with self._reading():
             found = self._query(
-                "SELECT DISTINCT provider FROM machines WHERE closed_by IS NOT 'refused'", ()
+                "SELECT DISTINCT provider FROM machines"
+                " WHERE closed_by IS NOT 'refused' AND terraform IS NULL",
+                (),
             )
             return {provider for (provider,) in found}
 
+    def regions_used(self, provider: str) -> set[str]:
+        """Name every region of a provider in which something was, or may have been, rented."""
+        with self._reading():
+            found = self._query(
+                "SELECT DISTINCT region FROM machines"
+                " WHERE provider = ? AND closed_by IS NOT 'refused'",
+                [provider],
+            )
+            return {region for (region,) in found if region}
+
     def refused_since(self, moment: datetime) -> set[tuple[str, str]]:
-        """Return (provider, offer id) of every create that was refused since then."""
+        """Return (provider, offer id) of every create that was refused since then, and of every
+        machine that was rented then and ended before it was ready.
+        """
         statement = (
             "SELECT DISTINCT provider, offer_id FROM machines"
-            " WHERE closed_by = 'refused' AND intended_at >= ?"
+            " WHERE (closed_by = 'refused' OR (closed_by = 'gone' AND ready_at IS NULL))"
+            " AND intended_at >= ?"
         )
         with self._reading():
             found = self._query(statement, [moment_text(moment)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 
 _MICROSECONDS_AN_HOUR = Decimal(3_600_000_000)
@@ -38,6 +38,18 @@ def cost_between(prices: Sequence[Price], start: datetime, end: datetime) -> Dec
         if ends > begins:
             total += price.per_hour * _microseconds(begins, ends)
     return total / _MICROSECONDS_AN_HOUR
+
+
+def billed_until(start: datetime, end: datetime, step_seconds: float | None) -> datetime:
+    """Return up to when a machine is billed: ``end``, or the end of the step that it began.
+
+    Args:
+        step_seconds: what a part of costs what all of it does; None: it is billed by the second.
+    """
+    if step_seconds is None or end <= start:
+        return end
+    step = timedelta(seconds=step_seconds)
+    return start + -(-(end - start) // step) * step
 
 
 def share(amount: Decimal, start: datetime, end: datetime, since: datetime) -> Decimal:

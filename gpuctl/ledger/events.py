@@ -35,8 +35,8 @@ RUN_STATES = (
 )
 RUN_ENDED = frozenset({"succeeded", "failed", "cancelled"})
 OUTCOMES = ("completed", "failed", "interrupted", "cancelled", "lost", "capped")
-PURPOSES = ("run", "provision")
-ROLES = ("controller", "watchdog", "provision")
+PURPOSES = ("run", "provision", "borrowed")
+ROLES = ("controller", "watchdog", "provision", "terminate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +181,10 @@ MACHINE_KINDS: Mapping[str, Mapping[str, Check]] = {
         "keeper": _null(_keeper),
         "purpose": _one_of(*PURPOSES),
         "setup": _null(_object),
+        # Its lease and hard end by this computer's own count of seconds: `gpuctl.fleet.deadlines`.
+        "ticks": _null(_object),
+        # What a part of so many seconds costs, all of it does; null: by the second.
+        "bill_step_seconds": _null(_number),
     },
     # The create call was answered.
     "created": {
@@ -198,7 +202,7 @@ MACHINE_KINDS: Mapping[str, Mapping[str, Check]] = {
     "absent": {"confirmed_by": _confirmations},
     "observed": {"state": _state, "status": _text},
     "ready": {"steps": _object, "access": _null(_object), "gpus": _json},
-    "renewed": {"lease_until": _moment},
+    "renewed": {"lease_until": _moment, "ticks": _null(_object)},
     # Another process looks after it from now on.
     "kept": {"keeper": _null(_keeper), "detached": _flag},
     # The provider took it away.
@@ -234,6 +238,20 @@ MACHINE_KINDS: Mapping[str, Mapping[str, Check]] = {
         "purpose": _null(_one_of(*PURPOSES)),
     },
     "forgotten": {"by": _text, "why": _text},
+    # Made by Terraform, and Terraform's to end; said again when it has another id or address.
+    "borrowed": {
+        "provider": _filled,
+        "provider_id": _filled,
+        "gpu": _null(_text),
+        "gpu_count": _count,
+        "spot": _flag,
+        "price_hour": _money,
+        "region": _text,
+        "hard_end": _moment,
+        "access": _object,
+        "owner": _filled,
+        "terraform": _text,  # the folder that it belongs to; "" when nobody said
+    },
 }
 
 RUN_KINDS: Mapping[str, Mapping[str, Check]] = {

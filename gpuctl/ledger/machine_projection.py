@@ -27,6 +27,8 @@ def machine_after(row: Row | None, event: Event) -> Row:
         return _intended(event)
     if event.kind == "adopted":
         return _adopted(row, event)
+    if event.kind == "borrowed":
+        return _borrowed(row, event)
     if row is None:
         raise ValueError(f"{event.kind}: the ledger has no machine {event.machine}")
     return row | _MACHINE_CHANGES[event.kind](row, event)
@@ -69,6 +71,9 @@ def _intended(event: Event) -> Row:
         "in_doubt": 0,
         "closed_by": None,
         "prices": None,
+        "terraform": None,
+        "ticks": dump_or_null(facts.get("ticks")),
+        "bill_step_seconds": facts.get("bill_step_seconds"),
     }
 
 
@@ -110,6 +115,31 @@ def _adopted(row: Row | None, event: Event) -> Row:
     if facts.get("price_hour") is not None:
         change |= _priced(row, event) if row["created_at"] else _first_price(event)
     return row | (_REOPENED if row["closed_by"] else {}) | change
+
+
+def _borrowed(row: Row | None, event: Event) -> Row:
+    """A machine that Terraform owns. What it costs is not ours: it has no beginning here."""
+    if row is not None and row["terraform"] is None:
+        raise ValueError(f"borrowed: {event.machine} is in the ledger as rented")
+    facts = event.facts
+    made = {
+        "offer_id": "",
+        "disk_gb": 0.0,
+        "lease_until": facts["hard_end"],
+        "lease_seconds": 0.0,
+        "detached": False,
+        "purpose": "borrowed",
+        **facts,
+    }
+    fresh = _intended(Event(event.seq, event.at, event.kind, event.machine, None, made))
+    if row is not None:
+        fresh |= {"seq": row["seq"], "intended_at": row["intended_at"]}
+    return fresh | {
+        "provider_id": facts["provider_id"],
+        "access": dump(facts["access"]),
+        "state": str(State.BOOTING),
+        "terraform": facts["terraform"],
+    }
 
 
 def _earlier(known: Value, told: str | None) -> Value:
@@ -207,7 +237,10 @@ def _ready(row: Row, event: Event) -> Row:
 
 
 def _renewed(_row: Row, event: Event) -> Row:
-    return {"lease_until": event.facts["lease_until"]}
+    return {
+        "lease_until": event.facts["lease_until"],
+        "ticks": dump_or_null(event.facts.get("ticks")),
+    }
 
 
 def kept(_row: Row, event: Event) -> Row:

@@ -24,7 +24,8 @@ _MACHINE = (
     "SELECT name, provider, provider_id, state, gpu, gpu_count, spot, price_hour, region, disk_gb,"
     " offer_id, access, lease_until, lease_seconds, hard_end, run, attempt, owner, keeper,"
     " detached, purpose, intended_at, created_at, ready_at, ended_at, interrupted,"
-    " destroy_asked_at, cost_usd, cost_source, confirmed_by, in_doubt, closed_by, prices"
+    " destroy_asked_at, cost_usd, cost_source, confirmed_by, in_doubt, closed_by, prices,"
+    " ticks, bill_step_seconds, terraform"
     " FROM machines"
 )
 _RUN = (
@@ -135,6 +136,7 @@ def _machine(record: Record) -> MachineRow:
         offer_id, access, lease_until, lease_seconds, hard_end, run, attempt, owner, keeper,
         detached, purpose, intended_at, created_at, ready_at, ended_at, interrupted,
         destroy_asked_at, cost_usd, cost_source, confirmed_by, in_doubt, closed_by, prices,
+        ticks, bill_step_seconds, terraform,
     ) = record  # fmt: skip
     price = Decimal(price_hour)
     return MachineRow(
@@ -171,6 +173,9 @@ def _machine(record: Record) -> MachineRow:
         in_doubt=bool(in_doubt),
         closed_by=closed_by,
         prices=_prices(prices, price),
+        ticks_json=ticks,
+        bill_step_seconds=bill_step_seconds,
+        terraform=terraform,
     )
 
 

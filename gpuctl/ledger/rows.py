@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from gpuctl.errors import LedgerError
-from gpuctl.ledger.costs import Price, cost_between, rounded, share
+from gpuctl.ledger.costs import Price, billed_until, cost_between, rounded, share
 from providers.base import State
 
 Closed = Literal["gone", "refused", "absent", "forgotten"]
@@ -40,7 +40,7 @@ class MachineRow:
     owner: str
     keeper_json: str | None  # see `keeper`
     detached: bool
-    purpose: str  # "run" or "provision"
+    purpose: str  # "run", "provision" or "borrowed"
     intended_at: datetime
     created_at: datetime | None
     ready_at: datetime | None
@@ -53,6 +53,10 @@ class MachineRow:
     in_doubt: bool  # nobody knows whether the create call made it
     closed_by: Closed | None
     prices: tuple[Price, ...]
+    ticks_json: str | None = None  # see `ticks`
+    bill_step_seconds: float | None = None  # a part of so many seconds costs what all of it does
+    # The Terraform folder that it belongs to, "" when nobody said; None for what gpuctl rented.
+    terraform: str | None = None
 
     # Parsed when somebody asks: of ten thousand rows that are listed hardly any is asked.
 
@@ -67,6 +71,12 @@ class MachineRow:
         """Which process looks after it: role, host, boot, pid, started."""
         keeper: Mapping[str, Any] | None = self._parsed(self.keeper_json)
         return keeper
+
+    @property
+    def ticks(self) -> Mapping[str, Any] | None:
+        """Its lease and hard end by the seconds that the computer which wrote them counts."""
+        ticks: Mapping[str, Any] | None = self._parsed(self.ticks_json)
+        return ticks
 
     @property
     def confirmed_by(self) -> tuple[Mapping[str, Any], ...]:
@@ -90,6 +100,11 @@ class MachineRow:
         return self.closed_by is not None
 
     @property
+    def borrowed(self) -> bool:
+        """Whether Terraform made it, and ends it. Then what it costs is on no book of ours."""
+        return self.terraform is not None
+
+    @property
     def billing_from(self) -> datetime | None:
         """From when on it costs money, or may: None while its create call has no answer."""
         if self.created_at is not None:
@@ -103,14 +118,17 @@ class MachineRow:
         start = self.billing_from
         if start is None:
             return Decimal(0)
-        return rounded(cost_between(self.prices, start, self.ended_at or now))
+        return rounded(cost_between(self.prices, start, self._billed_until(start, now)))
+
+    def _billed_until(self, start: datetime, now: datetime) -> datetime:
+        return billed_until(start, self.ended_at or now, self.bill_step_seconds)
 
     def cost_since(self, moment: datetime, now: datetime) -> Decimal:
         """Return the part of `cost_so_far` that falls after a moment, in USD."""
         start = self.billing_from
         if start is None:
             return Decimal(0)
-        end = self.ended_at or now
+        end = self._billed_until(start, now)
         if self.cost_usd is None:
             return rounded(cost_between(self.prices, max(start, moment), end))
         return rounded(share(self.cost_usd, start, end, moment))

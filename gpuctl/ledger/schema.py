@@ -43,7 +43,11 @@ _EVENTS = (
     """,
 )
 
-MIGRATIONS: tuple[Migration, ...] = (_EVENTS,)
+MIGRATIONS: tuple[Migration, ...] = (
+    _EVENTS,
+    (),  # machines: ticks, bill_step_seconds
+    (),  # machines: terraform. An older gpuctl would end what is borrowed.
+)
 
 # A column is named as in `gpuctl.ledger.projection`. Money and moments are text, so that
 # neither loses a digit; JSON is text.
@@ -83,7 +87,10 @@ TABLES = (
         confirmed_by TEXT,
         in_doubt INTEGER NOT NULL,
         closed_by TEXT,
-        prices TEXT
+        prices TEXT,
+        ticks TEXT,
+        bill_step_seconds REAL,
+        terraform TEXT
     )
     """,
     "CREATE INDEX machines_open ON machines (seq) WHERE closed_by IS NULL",

@@ -7,10 +7,13 @@ from pathlib import Path
 
 from gpuctl.agent.client import OutputState
 from gpuctl.errors import GpuctlError, NoCredentials, RemoteError, StoreError
+from gpuctl.fleet.access import stays
+from gpuctl.fleet.borrowed import current
+from gpuctl.fleet.guarding import ensure_watchdog
 from gpuctl.fleet.lease import keep, renew
 from gpuctl.fleet.receipt import Receipt
 from gpuctl.fleet.release import release_all
-from gpuctl.fleet.watchdog import ensure_watchdog
+from gpuctl.fleet.uploads import give_up_uploads
 from gpuctl.ledger import MachineRow
 from gpuctl.run.buckets import output_from_machine, output_from_store
 from gpuctl.run.launch import workdir_on
@@ -235,6 +238,8 @@ def release_machines(work: Work, why: str, *, spare: str | None = None) -> list[
         for row in work.fleet.ledger.machines(open_only=True, run=work.run_id)
         if row.name != spare
     ]
+    for trouble in give_up_uploads(work.fleet):
+        work.report.warn(trouble.message)
     if not rows:
         return []
     work.report.step(f"releasing {', '.join(row.name for row in rows)}")
@@ -246,6 +251,9 @@ def release_machines(work: Work, why: str, *, spare: str | None = None) -> list[
         )
     if errors:
         raise _together(errors)
+    lent = current(work.fleet, work.options.machine or "")
+    if lent is not None and not lent.closed:
+        work.report.step(stays(lent))
     return receipts
 
 

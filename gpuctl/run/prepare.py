@@ -26,6 +26,7 @@ class Options:
     keep_failed_seconds: float = 0
     detach: bool = False
     rehearsal: Rehearsal | None = None
+    machine: str | None = None  # the one that is lent to the run; else one is rented
 
 
 def options_json(options: Options) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def options_from(facts: Mapping[str, Any]) -> Options:
         keep_failed_seconds=float(facts["keep_failed_seconds"]),
         detach=bool(facts["detach"]),
         rehearsal=Rehearsal(**rehearsal) if rehearsal else None,
+        machine=facts.get("machine"),
     )
 
 

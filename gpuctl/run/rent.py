@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 
-from gpuctl.errors import CapReached, GpuctlError, NothingRentable
+from gpuctl.errors import CapReached, NothingRentable
 from gpuctl.fleet.acquire import DEFAULT_MAX_DURATION, Need, acquire, why_refused
 from gpuctl.fleet.asking import ask_rentable, nothing_found
+from gpuctl.fleet.borrowed import current, offers_of
+from gpuctl.fleet.guarding import ensure_watchdog
 from gpuctl.fleet.keeper import Keeper
-from gpuctl.fleet.refusals import refused_last
-from gpuctl.fleet.watchdog import ensure_watchdog
+from gpuctl.fleet.refusals import Refusal, may_say_yes, refused_last, telling
 from gpuctl.ledger import MachineRow
 from gpuctl.policy import History, choose, offer_key, pool_of
 from gpuctl.run.caps import Allowance
@@ -42,6 +43,8 @@ def candidates(work: Work, refused: Refusals, recoveries: int) -> list[Offer]:
         NothingRentable: nothing that was not refused already.
         NoCredentials: nobody who was asked has credentials.
     """
+    if work.options.machine is not None:
+        return _lent(work, work.options.machine, refused)
     spec, fleet = work.spec, work.fleet
     want, named = want_of(spec), asked(spec, work.named)
     found = ask_rentable(fleet, want, named)
@@ -68,6 +71,19 @@ def candidates(work: Work, refused: Refusals, recoveries: int) -> list[Offer]:
             next="Ask for something else, or try again later.",
         )
     return refused_last(fleet, [candidate.offer for candidate in ranked])
+
+
+def _lent(work: Work, name: str, refused: Refusals) -> list[Offer]:
+    """Return what the machine that is lent to the run has. There is no market to ask."""
+    offers = offers_of(work.fleet, name, want_of(work.spec))
+    left = [offer for offer in offers if offer_key(offer) not in refused]
+    if not left:
+        raise NothingRentable(
+            f"{name} is not what the job needs: {[*refused.values()][-1]}",
+            machine=name,
+            next="Ask for less in train.yaml, or name another machine.",
+        )
+    return left
 
 
 def _history(machines: Sequence[MachineRow], now: datetime) -> History:
@@ -102,25 +118,25 @@ def rent(
 
     Raises:
         NothingRentable: every offer was refused.
-        CapReached: the last word was a price above the cap, or no cap leaves enough for any.
+        CapReached: one had become dearer than allowed, or no cap leaves enough for any.
         NoCredentials: every provider refused the credentials.
         MayStillBill: a create's outcome is unknown; nothing else is rented meanwhile.
     """
-    last: ProviderError | GpuctlError | None = None
+    tried: list[Refusal] = []
+    spent: CapReached | None = None
     for offer in candidates(work, refused, recoveries):
         work.stop.check()
+        if not may_say_yes(offer, tried):
+            continue
         left = allowed(offer.price_hour)
         if left.spent:
-            last = last or CapReached(
+            spent = spent or CapReached(
                 f"budget.{left.cap} leaves too little for a machine at {offer.price_hour} USD "
                 "an hour",
                 next=f"Raise budget.{left.cap}, or ask for something cheaper.",
             )
             continue
-        work.report.step(
-            f"renting {offer.gpu or 'a CPU machine'} from {offer.provider} "
-            f"at {offer.price_hour} USD an hour"
-        )
+        work.report.step(_announced(work, offer))
         try:
             row, machine = acquire(
                 work.fleet,
@@ -132,16 +148,26 @@ def rent(
         except ProviderError as error:
             refused[offer_key(offer)] = str(error)
             work.report.warn(f"{offer.provider} refused: {error}")
-            last = error
+            tried.append((offer, error))
             continue
         return Rented(row, machine, offer)
-    raise last if isinstance(last, CapReached) else why_refused(last)
+    raise spent if spent is not None and not tried else why_refused(telling(tried))
+
+
+def _announced(work: Work, offer: Offer) -> str:
+    price = f"at {offer.price_hour} USD an hour"
+    if work.options.machine is not None:
+        return f"borrowing {work.options.machine}, {offer.gpu or 'without a GPU'}, {price}"
+    return f"renting {offer.gpu or 'a CPU machine'} from {offer.provider} {price}"
 
 
 def _need(work: Work, number: int, allowance: Allowance) -> Need:
     longest = DEFAULT_MAX_DURATION
     if allowance.seconds is not None:
         longest = timedelta(seconds=allowance.seconds)
+    lent = current(work.fleet, work.options.machine or "")
+    if lent is not None:  # whoever made it ends it then
+        longest = min(longest, lent.hard_end - work.fleet.clock.now())
     rehearsal = work.options.rehearsal if number == 1 else None
     if rehearsal is not None:
         started = f"{agent_folder(work.run_id, number)}/job-started"

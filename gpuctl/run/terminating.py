@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from gpuctl.errors import GpuctlError
+from gpuctl.errors import GpuctlError, LedgerError
+from gpuctl.fleet import guarding
 from gpuctl.fleet.context import Fleet
-from gpuctl.fleet.keeper import alive, keeper_from
+from gpuctl.fleet.keeper import alive, keeper_from, this_process
+from gpuctl.fleet.lease import keep
 from gpuctl.fleet.receipt import Receipt
 from gpuctl.fleet.release import release_all
 from gpuctl.ledger import MachineRow, RunRow
@@ -24,6 +26,8 @@ def terminate(
     To a run's controller a machine that vanishes is an interruption: it would rent the next one.
     So it is asked to stop first, and is waited for after its machine is gone.
     """
+    guarding.revive(fleet)
+    _take_charge(fleet, rows)
     runs = living_runs(fleet, rows)
     if not runs:
         return release_all(fleet, rows, why="terminate")
@@ -36,6 +40,20 @@ def terminate(
             except GpuctlError as error:
                 errors.append(error)
     return receipts, errors
+
+
+def _take_charge(fleet: Fleet, rows: Sequence[MachineRow]) -> None:
+    """Keep what only the watchdog keeps, or nobody: when we die, it carries on at once."""
+    me = this_process("terminate")
+    try:
+        with fleet.ledger.transaction():
+            for row in rows:
+                keeper = keeper_from(row.keeper)
+                free = keeper is None or keeper.role == "watchdog" or alive(keeper) is False
+                if free and not row.closed and not row.borrowed:
+                    keep(fleet, row, me, detached=row.detached)
+    except LedgerError as error:
+        fleet.say(error.message)  # a full disk keeps no machine alive
 
 
 def living_runs(fleet: Fleet, rows: Sequence[MachineRow]) -> list[RunRow]:

@@ -11,7 +11,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from gpuctl.store.s3_client import (
     said,
     status_of,
 )
+from gpuctl.store.unfinished import Note, Unfinished, notes_folder
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -37,6 +38,7 @@ _CHUNK = 1 << 20
 _ATTEMPTS = 5
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _NOT_BUILT_THERE = {405, 501}
+_SKEW = timedelta(minutes=5)  # between this computer's clock and the bucket's
 
 
 class Gone(StoreError):
@@ -113,6 +115,8 @@ class Bucket:
 
     def __init__(self, name: str, environ: Mapping[str, str]) -> None:
         self.name = name
+        self._notes_at = notes_folder(environ)
+        self._notes: dict[str, Note] = {}  # by the upload's id
         self.ca_bundle = environ.get("AWS_CA_BUNDLE") or None
         with self._asking(""):
             self._client: S3Client = make_client(environ)
@@ -208,8 +212,22 @@ class Bucket:
 
     def begin_upload(self, key: str) -> str:
         """Begin an object in parts; it must be completed or given up, for it bills."""
-        with self._asking(key):
-            return self._client.create_multipart_upload(Bucket=self.name, Key=key)["UploadId"]
+        from botocore.exceptions import ClientError
+
+        note = Note(self._notes_at, self.name, key)
+        try:
+            with self._asking(key):
+                made = self._client.create_multipart_upload(Bucket=self.name, Key=key)["UploadId"]
+        except StoreError as error:
+            cause = error.__cause__
+            if isinstance(cause, ClientError) and status_of(cause) < 500:
+                note.remove()  # refused
+            else:
+                note.leave()
+            raise
+        note.named(made)
+        self._notes[made] = note
+        return made
 
     def complete_upload(self, key: str, upload: str, etags: Sequence[str]) -> None:
         """Make an object of its parts."""
@@ -221,6 +239,7 @@ class Bucket:
                 UploadId=upload,
                 MultipartUpload={"Parts": parts},  # type: ignore[typeddict-item]
             )
+        self._forget(upload)
 
     def give_up_upload(self, key: str, upload: str) -> None:
         """Remove the parts of an upload; one that is gone already is fine."""
@@ -232,6 +251,29 @@ class Bucket:
             except ClientError as error:
                 if status_of(error) != 404:
                     raise
+        self._forget(upload)
+
+    def give_up_unfinished(self, one: Unfinished) -> None:
+        """Give up what a process that was killed had begun.
+
+        Without its id, every upload of that very key that is not older is it.
+        """
+        if one.upload is not None:
+            self.give_up_upload(one.key, one.upload)
+            return
+        with self._asking(one.key):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self.name, Prefix=one.key
+            )
+            found = [row for page in pages for row in page.get("Uploads", [])]
+        for row in found:
+            if row["Key"] == one.key and row["Initiated"] >= one.begun - _SKEW:
+                self.give_up_upload(one.key, row["UploadId"])
+
+    def _forget(self, upload: str) -> None:
+        note = self._notes.pop(upload, None)
+        if note is not None:
+            note.remove()
 
     # ------------------------------------------------------------------ here
 

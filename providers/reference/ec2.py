@@ -12,6 +12,12 @@ from decimal import Decimal
 
 from providers.reference.entry import Entry
 
+EGRESS_GB = Decimal("0.09")
+"""USD for a GB that a machine sends to the internet, in most regions (Sydney: 0.114); what comes
+in is free. Source: AWS's data transfer prices as quoted by egresscost.com and wring.co in 2026. The
+first 100 GB a month of an account are free: how much of them is left nobody knows, so they are not
+counted."""
+
 _GIB_IN_GB = 1.073741824
 _AS_OF = date(2026, 7, 20)
 _SOURCE = "Karpenter's generated price file"

@@ -12,7 +12,7 @@ from functools import cache
 from providers.base import Offer, Want
 from providers.gpus import find
 from providers.matching import satisfies
-from providers.reference.ec2 import EC2
+from providers.reference.ec2 import EC2, EGRESS_GB
 from providers.reference.entry import Entry
 from providers.reference.exchange import Rate, eur_usd
 from providers.reference.hetzner_cloud import HETZNER_CLOUD
@@ -114,6 +114,7 @@ def _offer(entry: Entry, count: int, rate: Rate, now: datetime) -> Offer:
         disk_gb=entry.disk_gb,
         source="reference",
         as_of=datetime.combine(entry.as_of, time(), UTC),
+        gb_out_price=EGRESS_GB if entry.system == "aws" else Decimal(0),
         fx_rate=rate.usd if in_euros else None,
         fx_date=rate.day if in_euros else None,
         note=_note(entry, count, now),

@@ -292,8 +292,9 @@ class TestLeaseFile:
         monkeypatch.setattr(time, "time", lambda: clocks["wall"])
         monkeypatch.setattr(machine_agent, "boottime", lambda: clocks["boot"])
         assert lease.left() == (60, 600)
-        clocks["wall"] -= 86400  # set back by a day
-        assert lease.left() == (60, 600)
+        for jump in (-86400, 3600, 20 * 365 * 86400):
+            clocks["wall"] += jump
+            assert lease.left() == (60, 600), "neither longer nor cut"
         clocks["boot"] += 61
         assert lease.left()[0] < 0
         renewed = lease.renewed(10_000)
@@ -304,6 +305,111 @@ class TestLeaseFile:
         (tmp_path / "lease.json").write_text(content)
         with pytest.raises(machine_agent.AgentError):
             read_lease(Folder(str(tmp_path)))
+
+    def test_the_hard_end_is_as_far_away_as_the_caller_says(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A machine's own clock may be wrong by hours when it has just booted."""
+        clocks = {"wall": 1000.0, "boot": 500.0}
+        monkeypatch.setattr(time, "time", lambda: clocks["wall"])
+        monkeypatch.setattr(machine_agent, "boottime", lambda: clocks["boot"])
+        lease = new_lease(600, hard_end=1000 - 3600 + 900, hard_seconds=900)
+        assert lease.left() == (600, 900)
+        nearer = new_lease(600, 10_000, hard_seconds=300, before=lease)
+        assert nearer.left() == (300, 300)
+        assert new_lease(600, 10_000, hard_seconds=800, before=nearer).left() == (300, 300)
+
+
+def test_a_job_is_believed_by_the_clock_that_nobody_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = {"end": {}, "on_lease_end": "finish", "sync_grace_seconds": 5, "order": "x"}
+    guard = Guard(Folder(str(tmp_path)), orders)
+    clocks = {"wall": 1000.0, "boot": 500.0}
+    job = {"phase": "running", "stop_at": 1100.0, "stop_boot_at": 600.0, "term_grace_seconds": 30}
+    monkeypatch.setattr(time, "time", lambda: clocks["wall"])
+    monkeypatch.setattr(machine_agent, "boottime", lambda: clocks["boot"])
+    monkeypatch.setattr(machine_agent, "job_state", lambda _folder: job)
+    for jump in (0, 3600, -7200):
+        clocks["wall"] += jump
+        assert guard._job_lives()
+    clocks["boot"] = 600 + 30 + 5 + 1
+    assert not guard._job_lives()
+    del job["stop_boot_at"]  # of an older supervisor
+    assert guard._job_lives() is (clocks["wall"] < 1135)
+
+
+class TestReboot:
+    """What a boot leaves: the files, and no process."""
+
+    def killed(self, bench: Bench) -> None:
+        os.kill(bench.guard()["pid"], signal.SIGKILL)
+        assert until(lambda: not bench.verb("status")["guard"]["alive"], 5)
+
+    def test_the_lease_that_is_on_the_disk_is_guarded_again(self, every_bench: Bench) -> None:
+        every_bench.arm(lease_seconds=2.5, end=ending(every_bench))
+        until_then = every_bench.verb("status")["guard"]["lease_until"]
+        self.killed(every_bench)
+        state = every_bench.verb("rearm", stdin={"end": ending(every_bench)})
+        assert state["alive"] is True
+        assert state["lease_until"] == until_then
+        assert until(lambda: ends(every_bench) >= 1, 10)
+        assert time.time() >= until_then - 0.1
+
+    def test_a_lease_that_ran_out_meanwhile_ends_the_machine_at_once(self, bench: Bench) -> None:
+        bench.arm(lease_seconds=0.6)
+        self.killed(bench)
+        assert until(lambda: bench.verb("status")["guard"]["lease_left"] < 0, 5)
+        bench.verb("rearm", stdin={"end": ending(bench)})
+        assert until(lambda: ends(bench) >= 1, 10)
+
+    def test_an_end_that_had_begun_goes_on(self, bench: Bench) -> None:
+        """Also when it began before the lease was over: nobody had used the machine, say."""
+        bench.arm(lease_seconds=600)
+        self.killed(bench)
+        folder = Folder(str(bench.dir))
+        lease = read_lease(folder)
+        assert lease is not None
+        write_lease(folder, lease._replace(ended=True))
+        bench.verb("rearm", stdin={"end": ending(bench)})
+        assert until(lambda: ends(bench) >= 1, 10)
+
+    def test_what_it_was_told_besides_is_kept(self, bench: Bench) -> None:
+        bench.arm(on_lease_end="finish", sync_grace_seconds=7, idle_seconds=900)
+        self.killed(bench)
+        state = bench.verb("rearm", stdin={"end": ending(bench)})
+        assert (state["on_lease_end"], state["sync_grace_seconds"]) == ("finish", 7)
+        assert state["idle_seconds"] == 900
+
+    @pytest.mark.parametrize("content", ["", "[]", '{"on_lease_end": "never"}'])
+    def test_damaged_notes_do_not_leave_it_unguarded(self, bench: Bench, content: str) -> None:
+        bench.arm(lease_seconds=600)
+        self.killed(bench)
+        (bench.dir / "guard.json").write_text(content)
+        assert bench.verb("rearm", stdin={"end": ending(bench)})["alive"] is True
+        bench.verb("renew", "0")
+        assert until(lambda: ends(bench) >= 1, 10)
+
+    def test_a_damaged_lease_ends_the_machine(self, bench: Bench) -> None:
+        bench.arm(lease_seconds=600)
+        self.killed(bench)
+        (bench.dir / "lease.json").write_text("")
+        bench.verb("rearm", stdin={"end": ending(bench)})
+        assert until(lambda: ends(bench) >= 1, 10)
+
+    def test_it_makes_nothing_longer_and_disarms_nothing(self, bench: Bench) -> None:
+        armed = bench.arm(lease_seconds=600, end=ending(bench))
+        for _ in range(3):
+            bench.verb("status")
+            state = bench.verb("rearm", stdin={"end": {}})
+            assert state["pid"] == armed["pid"], "the one that lives is left alone"
+            assert state["lease_until"] == armed["lease_until"]
+        bench.verb("renew", "0")
+        assert until(lambda: ends(bench) >= 1, 10), "and still knows how to end the machine"
+
+    def test_without_a_lease_there_is_nothing_to_guard(self, bench: Bench) -> None:
+        bench.dir.mkdir()
+        assert bench.refused("rearm", stdin={"end": {}})["kind"] == "NotArmed"
 
 
 def test_renewing_before_arming(bench: Bench) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gpuctl.cli import entry
-from gpuctl.fleet import asking, catalog, context, health
+from gpuctl.fleet import asking, catalog, context, guarding, health
 from gpuctl.ledger import Ledger
 from providers import registry
 from providers.base import SystemClock
@@ -50,8 +50,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def gpuctl(home: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Gpuctl]:
+def gpuctl(
+    home: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Gpuctl]:
     """Run one command line; whatever is still rented is ended afterwards."""
+
+    # The watchdog is a process of its own, which does not know a cloud in this one's memory.
+    monkeypatch.setattr(guarding, "revive", lambda _fleet: None)
 
     def run(*argv: object) -> Answer:
         capfd.readouterr()

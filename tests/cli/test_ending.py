@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -109,6 +110,8 @@ def test_what_may_still_bill_is_6_beside_the_receipts_that_there_are(
     error = answer.json["error"]
     assert (error["may_bill"], by_name[error["machine"]]) == (True, False)
     assert "credentials" in error["next"]
+    [unproven] = [one for one in answer.json["receipts"] if not one["confirmed"]]
+    assert f"https://memory.example/machines/{unproven['provider_id']}" in error["next"]
     assert "It may still be billing." in answer.err
     assert set(by_name) == {machine.name, other.name}
     assert gpuctl("terminate", "--all", "--yes").code == 0
@@ -141,6 +144,24 @@ def test_a_machine_without_a_row_is_unaccounted_and_reaped(
     assert (done.code, done.json["reaped"][0]["confirmed"]) == (0, True)
     assert cloud.books()[1] == 0
     assert gpuctl("audit").out == "Nothing is billing.\n"
+
+
+def test_on_a_computer_that_rents_nothing_only_the_hard_end_counts(
+    gpuctl: Gpuctl, cloud: MemoryCloud, ledger: Ledger, home: Path
+) -> None:
+    owner = owner_of(home, gpuctl)
+    living = rent(ledger, cloud, owner, row=False)
+    over = rent(ledger, cloud, owner, row=False)
+    cloud.put(replace(over, mark=Mark(owner, cloud.clock.now() - timedelta(seconds=1))))
+    done = gpuctl("reap", "--hard-end-only", "--json")
+    assert done.code == 0
+    assert [one["name"] for one in done.json["reaped"]] == [over.name]
+    [kept] = done.json["kept"]
+    assert kept["name"] == living.name
+    assert "hard end" in kept["why"]
+    assert "memory" in done.json["asked"]
+    cloud.credentials = False
+    assert gpuctl("reap", "--hard-end-only").code == 0, "the ledger has used it"
 
 
 def test_strangers_are_listed_and_never_touched(
@@ -221,6 +242,36 @@ def test_cost_says_which_figures_are_the_providers_own(
     assert cost["by_provider"][0]["provider"] == "memory"
     assert cost["by_run"][0]["run"] is None
     assert "billed" in gpuctl("cost").out
+
+
+def test_a_bill_that_comes_later_is_asked_for(
+    gpuctl: Gpuctl, cloud: MemoryCloud, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [receipt] = gpuctl("terminate", machine.name, "--yes", "--json").json["receipts"]
+    assert receipt["cost_source"] == "computed"
+    cloud.bills(machine.provider_id, "0.42")
+    assert gpuctl("cost", "--json").json["billed_usd"] == 0, "nobody was asked"
+    cost = gpuctl("cost", "--refresh", "--json").json
+    assert (cost["billed_usd"], cost["computed_usd"]) == (0.42, 0)
+    [listed] = gpuctl("list", "--all", "--json").json["machines"]
+    assert (listed["cost_usd"], listed["cost_source"]) == (0.42, "memory billing")
+    [again] = gpuctl("terminate", machine.name, "--yes", "--json").json["receipts"]
+    assert again["confirmed_by"] == receipt["confirmed_by"]
+
+
+def test_who_does_not_tell_its_bill_leaves_the_other_figures(
+    gpuctl: Gpuctl, cloud: MemoryCloud, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpuctl("terminate", machine.name, "--yes")
+
+    def down(_id: str) -> None:
+        raise Ambiguous("503")
+
+    monkeypatch.setattr(cloud, "billed", down)
+    answer = gpuctl("cost", "--refresh", "--json")
+    assert answer.code == 1
+    assert answer.json["errors"][0]["provider"] == "memory"
+    assert answer.json["machine_count"] == 1
 
 
 # ------------------------------------------------------------------------- doctor

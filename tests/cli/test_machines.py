@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from datetime import datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gpuctl.fleet import provision as phase
+from gpuctl.fleet.keeper import this_process
 from gpuctl.ledger import Ledger
-from providers.base import AuthFailed, Want
+from providers.base import AuthFailed, NoCapacity, PriceChanged, QuotaExceeded, Want
 from tests.cli.conftest import Gpuctl
 from tests.clouds.memory_cloud import MemoryCloud
 
@@ -145,6 +149,45 @@ def test_no_credentials_anywhere_is_4(
 
     monkeypatch.setattr(cloud, "offers", refused)
     assert gpuctl("provision", "--provider", "memory", "--yes").code == 4
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "kind"),
+    [
+        ({"create": [NoCapacity("sold out")]}, 3, "NothingRentable"),
+        ({"create": [PriceChanged("dearer now")]}, 5, "Cap"),
+        ({"create_price": Decimal("5")}, 5, "Cap"),
+        ({"create": [AuthFailed("revoked")]}, 4, "Credentials"),
+        ({"create": [QuotaExceeded("the quota L-3819A6DF is zero")]}, 3, "NothingRentable"),
+    ],
+)
+def test_what_a_create_that_is_refused_exits_with(
+    gpuctl: Gpuctl,
+    cloud: MemoryCloud,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: dict[str, Any],
+    code: int,
+    kind: str,
+) -> None:
+    monkeypatch.setattr(phase, "ensure_watchdog", lambda *_: this_process("watchdog"))
+    for name, value in fault.items():
+        setattr(cloud.faults, name, value)
+    answer = gpuctl("provision", "--provider", "memory", "--max-price", "1.50", "--yes", "--json")
+    assert (answer.code, answer.json["error"]["kind"]) == (code, kind), answer.err
+    assert answer.json["error"]["next"]
+    assert answer.json["error"]["may_bill"] is False
+    assert cloud.books()[1] == 0
+    if "quota" in answer.err:
+        assert "L-3819A6DF" in answer.json["error"]["message"]
+
+
+def test_nothing_matches_names_the_nearest_as_quote_does(
+    gpuctl: Gpuctl, cloud: MemoryCloud
+) -> None:
+    answer = gpuctl("provision", "--provider", "memory", "--max-price", "0.5", "--yes", "--json")
+    assert answer.code == 3
+    assert answer.json["nearest"][0]["difference"] == "just above the price cap"
+    assert answer.json["error"]["next"].startswith("Nearest:")
 
 
 def test_a_terminal_is_asked_and_no_means_no(

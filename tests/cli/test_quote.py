@@ -10,6 +10,7 @@ import pytest
 from gpuctl.fleet.asking import why_empty
 from gpuctl.market import QuoteError
 from providers.base import Ambiguous, AuthFailed, Offer, ProviderError, Want
+from providers.matching import satisfies
 from tests.cli.conftest import Gpuctl
 from tests.clouds.memory_cloud import MemoryCloud
 
@@ -102,6 +103,17 @@ def test_the_nearest_are_a_line_each_for_people(gpuctl: Gpuctl, cloud: MemoryClo
     first = lines.index("  next: Nearest:") + 1
     assert lines[first].startswith("        just above the price cap: 1x RTX-4090 at memory")
     assert len(lines) > first + 1  # other cards, and other providers
+
+
+def test_a_card_that_is_sold_by_eight_only_is_near(
+    gpuctl: Gpuctl, cloud: MemoryCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eight = replace(cloud.offer(), gpu_count=8)
+    monkeypatch.setattr(cloud, "offers", lambda want: [eight] if satisfies(eight, want) else [])
+    answer = gpuctl("quote", "--provider", "memory", "--gpu", "RTX-4090", "--json")
+    assert answer.code == 3
+    near = answer.json["nearest"][0]
+    assert (near["provider"], near["difference"]) == ("memory", "the same, with 8 GPUs")
 
 
 def test_traffic_belongs_to_a_run(

@@ -33,10 +33,12 @@ class Thing:
     name: str
     spans: list[Span] = field(default_factory=list)
     gone: datetime | None = None
+    charges: list[tuple[datetime, Decimal]] = field(default_factory=list)  # besides time: traffic
 
     def cost(self, now: datetime) -> Decimal:
         """What all of it cost until then."""
-        return sum((span.cost(now) for span in self.spans), Decimal(0))
+        once = sum((amount for at, amount in self.charges if at <= now), Decimal(0))
+        return once + sum((span.cost(now) for span in self.spans), Decimal(0))
 
 
 class Books:
@@ -55,6 +57,10 @@ class Books:
         thing = self.things[id]
         thing.spans[-1].end = at
         thing.spans.append(Span(at, price_hour))
+
+    def charge(self, id: str, amount: Decimal, at: datetime) -> None:
+        """It costs this much besides, once."""
+        self.things[id].charges.append((at, amount))
 
     def end(self, id: str, at: datetime) -> None:
         """It bills no more. Ending it twice changes nothing."""

@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -45,11 +45,12 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What is answered: JSON unless `body` is bytes."""
+    """What is answered: JSON unless `body` is bytes; or a stream, for as long as it goes on."""
 
     status: int = 200
     body: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    stream: Callable[[], Iterable[bytes]] | None = None
 
     def content(self) -> bytes:
         """The bytes on the wire."""
@@ -94,13 +95,15 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """One line of the access log; no headers, for they hold keys."""
+    """One line of the access log; no headers but one, for they hold keys."""
 
     method: str
     path: str
     query: Mapping[str, str]
     body: bytes
     status: int  # 0: dropped
+    at: float = 0.0  # on the cloud's `clock.monotonic()`
+    agent: str = ""  # how the caller names itself
 
 
 def route(method: str, pattern: str) -> Callable[[_Handler], _Handler]:
@@ -216,7 +219,15 @@ class HttpCloud:
         status = reply.status if reply else 0
         with self.lock:
             self.log.append(
-                Logged(request.method, request.path, request.query, request.body, status)
+                Logged(
+                    request.method,
+                    request.path,
+                    request.query,
+                    request.body,
+                    status,
+                    self.clock.monotonic(),
+                    request.headers.get("user-agent", ""),
+                )
             )
         return reply
 
@@ -248,17 +259,30 @@ def _server(cloud: HttpCloud, port: int) -> ThreadingHTTPServer:
                 with contextlib.suppress(OSError):
                     self.connection.shutdown(socket.SHUT_RDWR)
                 return
+            if reply.stream is not None:
+                self._send_stream(reply)
+                return
             content = reply.content()
             self.send_response(reply.status)
             # An empty answer is no JSON: Hetzner's Go client would try to read it as some.
             kind = {"Content-Type": "application/json; charset=utf-8"} if content else {}
             for name, value in {**kind, **reply.headers}.items():
                 self.send_header(name, value)
-            if reply.status not in (204, 304):
+            if reply.status not in (204, 304) and "Content-Length" not in reply.headers:
                 self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             if reply.status not in (204, 304) and self.command != "HEAD":
                 self.wfile.write(content)
+
+        def _send_stream(self, reply: Reply) -> None:
+            assert reply.stream is not None
+            self.send_response(reply.status)
+            for name, value in {**reply.headers, "Transfer-Encoding": "chunked"}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            for part in reply.stream():
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
+            self.wfile.write(b"0\r\n\r\n")
 
         do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = handle_one  # noqa: N815
 

@@ -94,6 +94,7 @@ class MemoryCloud:
             labels=True,
             kind="vm",
             gpus=True,
+            console="https://memory.example/machines/{id}",
             settle_seconds=self.settle_seconds,
             poll_seconds=1,
         )

@@ -317,6 +317,7 @@ def schedule(cloud: AwsCloud, **changes: Any) -> Any:
         "Name": "gpuctl-x",
         "ScheduleExpression": f"at({START + timedelta(hours=1):%Y-%m-%dT%H:%M:%S})",
         "FlexibleTimeWindow": {"Mode": "OFF"},
+        "ActionAfterCompletion": "DELETE",
         "ClientToken": "t",
         "Target": {
             "Arn": "arn:aws:scheduler:::aws-sdk:ec2:terminateInstances",

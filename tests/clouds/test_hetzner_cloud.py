@@ -244,3 +244,151 @@ def test_tokens_of_another_length_and_none(cloud: HetznerCloud) -> None:
     cloud.switches.read_only = True
     assert error_of(ask(cloud, "POST", "/servers", SERVER)) == (401, "token_readonly")
     assert ask(cloud, "GET", "/servers").status_code == 200
+
+
+def test_methods_that_a_path_does_not_have(cloud: HetznerCloud) -> None:
+    assert error_of(ask(cloud, "DELETE", "/pricing")) == (405, "method_not_allowed")
+    assert error_of(ask(cloud, "GET", "/nowhere")) == (404, "not_found")
+
+
+def test_names_are_taken_when_something_is_renamed_too(cloud: HetznerCloud) -> None:
+    cloud.add_foreign("one")
+    two = cloud.add_foreign("two")
+    renamed = ask(cloud, "PUT", f"/servers/{two}", {"name": "one"})
+    assert error_of(renamed) == (409, "uniqueness_error")
+    assert ask(cloud, "PUT", f"/servers/{two}", {"name": "two"}).status_code == 200
+    place = {"type": "ipv4", "location": "hel1"}
+    ask(cloud, "POST", "/primary_ips", {"name": "a", **place})
+    other = ask(cloud, "POST", "/primary_ips", {"name": "b", **place}).json()["primary_ip"]["id"]
+    renamed = ask(cloud, "PUT", f"/primary_ips/{other}", {"name": "a"})
+    assert error_of(renamed) == (409, "uniqueness_error")
+
+
+def address(cloud: HetznerCloud, place: str = "hel1", kind: str = "ipv4") -> int:
+    body = {"name": f"{kind}-{place}", "type": kind, "location": place}
+    made = ask(cloud, "POST", "/primary_ips", body).json()
+    return int(made["primary_ip"]["id"])
+
+
+def test_a_server_gets_only_what_is_free_and_near(cloud: HetznerCloud, clock: HandClock) -> None:
+    near, far, six = address(cloud), address(cloud, "fsn1"), address(cloud, "hel1", "ipv6")
+
+    def made(name: str, **net: int) -> requests.Response:
+        return ask(cloud, "POST", "/servers", {**SERVER, "name": name, "public_net": net})
+
+    assert error_of(made("a", ipv4=far)) == (422, "primary_ip_datacenter_mismatch")
+    assert error_of(made("a", ipv4=six)) == (422, "primary_ip_version_mismatch")
+    assert error_of(made("a", ipv4=1)) == (404, "not_found")
+    assert cloud.bills("server") == {}
+    server = made("a", ipv4=near).json()["server"]
+    assert error_of(made("b", ipv4=near)) == (422, "primary_ip_assigned")
+    assert server["public_net"]["ipv4"]["id"] == near
+    clock.pass_time(20)
+    ask(cloud, "DELETE", f"/servers/{server['id']}")
+    clock.pass_time(5)
+    assert str(near) in cloud.bills("primary_ip")  # made by hand: it stays and costs
+
+
+def test_addresses_are_given_to_servers_that_are_off(cloud: HetznerCloud, clock: HandClock) -> None:
+    number, spare = int(cloud.add_foreign()), address(cloud, "nbg1")
+    [own] = [x["id"] for x in cloud.project.addresses_of(number) if x["type"] == "ipv4"]
+    clock.pass_time(20)
+    body = {"assignee_id": number, "assignee_type": "server"}
+    assign = f"/primary_ips/{spare}/actions/assign"
+    assert error_of(ask(cloud, "POST", assign, body)) == (422, "server_not_stopped")
+    ask(cloud, "POST", f"/servers/{number}/actions/poweroff")
+    clock.pass_time(5)
+    assert error_of(ask(cloud, "POST", assign, body)) == (422, "server_has_ipv4")
+    ask(cloud, "POST", f"/primary_ips/{own}/actions/unassign")
+    assert ask(cloud, "POST", assign, body).status_code == 201
+    assert error_of(ask(cloud, "POST", assign, body)) == (422, "primary_ip_already_assigned")
+
+
+def test_volumes_are_attached_where_they_are_and_once(cloud: HetznerCloud) -> None:
+    number = int(cloud.add_foreign())  # in nbg1
+    made = {}
+    for place in ("nbg1", "fsn1"):
+        body = {"name": place, "size": 10, "location": place}
+        made[place] = ask(cloud, "POST", "/volumes", body).json()["volume"]["id"]
+    attach = "/volumes/{}/actions/attach"
+    assert error_of(ask(cloud, "POST", attach.format(made["fsn1"]), {"server": number}))[0] == 422
+    path = attach.format(made["nbg1"])
+    assert ask(cloud, "POST", path, {"server": number}).status_code == 201
+    again = ask(cloud, "POST", path, {"server": number})
+    assert error_of(again) == (422, "volume_already_attached")
+    assert error_of(ask(cloud, "DELETE", f"/volumes/{made['nbg1']}")) == (423, "locked")
+    assert ask(cloud, "GET", f"/servers/{number}").json()["server"]["volumes"] == [made["nbg1"]]
+
+
+def test_what_is_protected_stays(cloud: HetznerCloud) -> None:
+    body = {"name": "data", "size": 10, "location": "fsn1"}
+    volume = ask(cloud, "POST", "/volumes", body).json()["volume"]["id"]
+    for path in (f"/volumes/{volume}", f"/primary_ips/{address(cloud)}"):
+        ask(cloud, "POST", f"{path}/actions/change_protection", {"delete": True})
+        assert error_of(ask(cloud, "DELETE", path)) == (423, "protected")
+        ask(cloud, "POST", f"{path}/actions/change_protection", {"delete": False})
+        assert ask(cloud, "DELETE", path).status_code == 204
+    assert cloud.bills() == {}
+
+
+def test_firewalls_are_applied_and_let_go_with_a_server(
+    cloud: HetznerCloud, clock: HandClock
+) -> None:
+    wall = ask(cloud, "POST", "/firewalls", {"name": "w"}).json()["firewall"]["id"]
+    made = ask(cloud, "POST", "/servers", {**SERVER, "firewalls": [{"firewall": wall}]}).json()
+    [shown] = made["server"]["public_net"]["firewalls"]
+    assert shown == {"id": wall, "status": "applied"}
+    assert error_of(ask(cloud, "DELETE", f"/firewalls/{wall}")) == (422, "resource_in_use")
+    to = [{"type": "server", "server": {"id": made["server"]["id"]}}]
+    path = f"/firewalls/{wall}/actions/"
+    twice = ask(cloud, "POST", path + "apply_to_resources", {"apply_to": to})
+    assert error_of(twice) == (422, "firewall_already_applied")
+    assert ask(cloud, "POST", path + "set_rules", {"rules": []}).status_code == 201
+    ask(cloud, "DELETE", f"/servers/{made['server']['id']}")
+    clock.pass_time(5)
+    gone = ask(cloud, "POST", path + "remove_from_resources", {"remove_from": to})
+    assert error_of(gone) == (404, "firewall_resource_not_found")
+    assert ask(cloud, "DELETE", f"/firewalls/{wall}").status_code == 204
+
+
+def test_a_floating_address_costs_until_it_is_deleted(cloud: HetznerCloud) -> None:
+    body = {"type": "ipv4", "home_location": "fsn1", "name": "f"}
+    number = ask(cloud, "POST", "/floating_ips", body).json()["floating_ip"]["id"]
+    assert cloud.bills() == {str(number): "f"}
+    assert ask(cloud, "DELETE", f"/floating_ips/{number}").status_code == 204
+    assert cloud.bills() == {}
+
+
+def test_a_deletion_can_fail_after_it_was_accepted(cloud: HetznerCloud, clock: HandClock) -> None:
+    number = cloud.add_foreign()
+    clock.pass_time(20)
+    cloud.switches.delete_action_fails = 1
+    action = ask(cloud, "DELETE", f"/servers/{number}").json()["action"]
+    clock.pass_time(5)
+    told = ask(cloud, "GET", f"/actions/{action['id']}").json()["action"]
+    assert (told["status"], told["error"]["code"]) == ("error", "server_error")
+    assert ask(cloud, "GET", f"/servers/{number}").json()["server"]["status"] == "running"
+    assert number in cloud.bills("server")
+
+
+@needs_machines
+def test_a_server_learns_who_it_is_without_a_key(tmp_path: Path) -> None:
+    secret = "#cloud-config\n{}"
+    with HetznerCloud(machines=tmp_path / "servers") as cloud:
+        body = {**SERVER, "user_data": secret}
+        made = ask(cloud, "POST", "/servers", body).json()["server"]
+        server = cloud.project.servers[made["id"]]
+        assert until(lambda: server.machine and server.machine.rented.alive, 10)
+        assert server.machine is not None
+        told = server.machine.rented.environment["HETZNER_METADATA"]
+        ip = made["public_net"]["ipv4"]["ip"]
+        for name, value in (
+            ("metadata/instance-id", str(made["id"])),
+            ("metadata/hostname", "web"),
+            ("metadata/public-ipv4", ip),
+            ("metadata/availability-zone", "hel1-dc1"),
+            ("userdata", secret),  # whoever is on the machine can read it
+        ):
+            assert requests.get(f"{told}/{name}", timeout=5).text == value
+        assert requests.get(f"{told}/metadata/none", timeout=5).status_code == 404
+        assert cloud.token not in requests.get(f"{told}/metadata", timeout=5).text

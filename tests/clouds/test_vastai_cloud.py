@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -13,6 +16,7 @@ import requests
 
 from tests.clouds.memory_cloud import HandClock
 from tests.clouds.vastai_cloud import Contract, VastCloud, usual_hosts
+from tests.clouds.vastai_cloud.switches import THRESHOLDS
 
 BODY = {"image": "x", "disk": 40, "label": "l"}
 
@@ -199,3 +203,162 @@ def test_the_end_of_a_hosts_offer_stops_what_runs_there(cloud: VastCloud, clock:
     clock.pass_time(12 * 3600)
     call(cloud, "GET", "v1/instances/")
     assert (contract.cur, contract.actual) == ("stopped", "exited")
+
+
+# ---------------------------------------------------------------------------- what others ask
+
+
+def test_volumes_bill_until_they_are_deleted_and_not_while_they_are_used(
+    cloud: VastCloud, clock: HandClock
+) -> None:
+    assert call(cloud, "GET", "v0/volumes/", key="").status_code == 401
+    offer = call(cloud, "POST", "v0/volumes/search/", {}).json()["offers"][0]
+    made = call(cloud, "PUT", "v0/volumes/", {"id": offer["id"], "size": 100, "name": "v"}).json()
+    [volume] = call(cloud, "GET", "v0/volumes/").json()["volumes"]
+    assert made["volume_name"] == volume["name"] == f"V.{volume['id']}"
+    info = {"create_new": False, "volume_id": volume["id"], "mount_path": "/data"}
+    contract = rented(cloud, clock, volume_info=info)
+    path = f"v0/volumes/?id={volume['id']}"
+    assert call(cloud, "DELETE", path, {}).status_code == 400
+    call(cloud, "PUT", f"v0/instances/{contract.id}/", {"state": "stopped"})
+    assert call(cloud, "DELETE", path, {}).status_code == 400
+    call(cloud, "DELETE", f"v0/instances/{contract.id}/", {})
+    assert call(cloud, "DELETE", path, {}).status_code == 400  # for half a minute more
+    clock.pass_time(31)
+    assert list(cloud.contracts.books.open()) == [volume["name"]]
+    assert call(cloud, "DELETE", path, {}).json()["success"]
+    assert call(cloud, "DELETE", path, {}).json()["error"] == "no_such_volume"
+    cost = cloud.contracts.books.billed(volume["name"], clock.now())
+    assert cost == pytest.approx(Decimal("0.15") * 100 / 720 * 131 / 3600)
+
+
+def test_webhooks_are_told_afterwards_and_signed(cloud: VastCloud, clock: HandClock) -> None:
+    hook = {"name": "w", "webhook_url": "https://x.test/w", "event_types": ["client:outbid"]}
+    assert call(cloud, "POST", "v0/webhooks/", {**hook, "webhook_url": "http://x"}).ok is False
+    made = call(cloud, "POST", "v0/webhooks/", hook).json()["webhook"]
+    for _ in range(3):
+        assert call(cloud, "POST", "v0/webhooks/", hook).ok
+    assert call(cloud, "POST", "v0/webhooks/", hook).status_code == 400  # four at most
+    [shown, *_] = call(cloud, "GET", "v0/webhooks/").json()["webhooks"]
+    assert "secret" not in shown
+    contract = rented(cloud, clock, price=0.3)
+    cloud.outbid(contract.id)
+    [told, *_] = cloud.delivered
+    signed = hmac.new(made["secret"].encode(), told["body"].encode(), hashlib.sha256).hexdigest()
+    assert told["headers"] == {"X-Vast-Signature-256": f"sha256={signed}"}
+    assert json.loads(told["body"])["instance_id"] == contract.id
+    for _ in range(2):
+        gone = call(cloud, "DELETE", f"v0/webhooks/{made['id']}/", {})
+    assert gone.status_code == 404
+    assert call(cloud, "POST", f"v0/webhooks/{shown['id'] + 1}/test/", {}).ok
+
+
+def test_a_job_for_one_instance_once(cloud: VastCloud) -> None:
+    job = {"instance_id": 7, "api_endpoint": "/api/v0/instances/reboot/7/", "frequency": "DAILY"}
+    first = call(cloud, "POST", "v0/commands/schedule_job/", job).json()
+    again = call(cloud, "POST", "v0/commands/schedule_job/", job)
+    assert (again.status_code, again.json()["scheduled_job_id"]) == (422, first["scheduled_job_id"])
+    assert len(call(cloud, "GET", "v0/commands/schedule_job/").json()) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("PUT", "v0/instances/command/{id}/", {"command": "ls -l"}, 200),
+        ("PUT", "v0/instances/command/{id}/", {"command": "curl x"}, 400),
+        ("PUT", "v0/instances/command/{id}/", {"command": "ls " + "x" * 512}, 400),
+        ("PUT", "v0/instances/command/{id}/", [], 483),
+        ("PUT", "v0/instances/prepay/{id}/", {"amount": 10.0}, 200),
+        ("PUT", "v0/instances/prepay/{id}/", {"amount": 500.0}, 411),
+        ("PUT", "v0/instances/prepay/5/", {"amount": 10.0}, 400),
+        ("PUT", "v0/instances/reboot/5/", {}, 400),
+        ("PUT", "v0/instances/request_logs/5/", {}, 404),
+        ("PUT", "v0/instances/{id}/", {"label": "x" * 1025}, 400),
+        ("GET", "v0/instances/balance/{id}/", None, 200),
+        ("GET", "v0/instances/balance/5/", None, 404),
+        ("GET", "v0/instances/pending-price-increases/", None, 200),
+        ("POST", "v0/instances/take_snapshot/{id}/", {}, 200),
+        ("PUT", "v0/instances/update_template/{id}/", {"image": "foo"}, 200),
+        ("PUT", "v0/commands/copy_direct/", {"src_id": "1", "src_path": "/a"}, 200),
+        ("PUT", "v0/commands/copy_direct/", {"src_id": "1"}, 400),
+        ("DELETE", "v0/commands/copy_direct/", {}, 200),
+        ("GET", "v0/gpu_types/", None, 200),
+        ("GET", 'v0/bundles/?q={{"num_gpus": {{"eq": "1"}}}}', None, 200),
+        ("GET", "v0/bundles/?q=", None, 400),
+        ("PUT", "v0/asks/10200/", {**BODY, "runtype": "ssh_direc telnet"}, 400),
+        ("PUT", "v0/asks/10200/", {**BODY, "args": ["x" * 4097]}, 400),
+        ("PUT", "v0/asks/10200/", {**BODY, "env": {"x" * 257: "1"}}, 400),
+        ("PUT", "v0/asks/10200/", {**BODY, "disk": 7}, 400),
+        ("PUT", "v0/ssh/9/", {"ssh_key": "x"}, 404),
+    ],
+)
+def test_what_is_answered(
+    cloud: VastCloud, clock: HandClock, method: str, path: str, body: Any, status: int
+) -> None:
+    contract = rented(cloud, clock)
+    assert call(cloud, method, path.format(id=contract.id), body).status_code == status
+
+
+LIMITS = [  # as contracts/vastai.md has them: seconds between two calls, or for ten of them
+    ("PUT", "v0/asks/5/", 4.5),
+    ("POST", "v0/asks/bulk/", 4.5),
+    ("PUT", "v0/launch_instance/", 5),
+    ("PUT", "v0/instances/bid_price/5/", 5.5),
+    ("GET", "v1/instances/", 1),
+    ("GET", "v0/instances/5/", 2),
+    ("GET", "v0/instances/balance/5/", 3),
+    ("PUT", "v0/instances/5/", 1),
+    ("DELETE", "v0/instances/5/", 3),
+    ("PUT", "v0/instances/reboot/5/", 1),
+    ("PUT", "v0/instances/recycle/5/", 1),
+    ("POST", "v0/instances/start/", 2),
+    ("PUT", "v0/instances/prepay/5/", 2),
+    ("PUT", "v0/instances/command/5/", 1.5),
+    ("DELETE", "v0/instances/5/ssh/6/", 2),
+    ("POST", "v0/ssh/", 1),
+    ("PUT", "v0/ssh/5/", 1),
+    ("GET", "v0/charges/", 1),
+    ("GET", "v1/invoices/", 3),
+    ("GET", "v0/volumes/", 5.5),
+    ("PUT", "v0/volumes/", 5.5),
+    ("POST", "v0/volumes/search/", 5.5),
+    ("GET", "v0/secrets/", 5),
+    ("POST", "v0/secrets/", 3),
+    ("PUT", "v0/secrets/", 3),
+    ("DELETE", "v0/secrets/", 3),
+    ("GET", "v0/auth/apikeys/", 1),
+    ("GET", "v0/template/", 3),
+    ("GET", "v0/subaccounts/", 2.1),
+    ("GET", "v0/users/me/ipaddrs/", 2.9),
+    ("GET", "v0/users/cloud_integrations/", 2.9),
+    ("GET", "v0/endptjobs/", 3),
+    ("GET", "v0/workergroups/", 2),
+    ("PUT", "v0/commands/copy_direct/", 3.5),
+    ("DELETE", "v0/commands/copy_direct/", 3.5),
+    ("POST", "v0/bundles/", 60),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "seconds"), LIMITS)
+def test_every_limit_is_kept(
+    cloud: VastCloud, clock: HandClock, method: str, path: str, seconds: float
+) -> None:
+    cloud.switches.pacing = 1
+    body = {"key": "A", "value": "b"} if method != "GET" else None
+
+    def limited() -> bool:
+        return call(cloud, method, path, body).status_code == 429
+
+    assert not any(limited() for _ in range(10 if "bundles" in path else 1))
+    clock.pass_time(seconds - 0.1)
+    assert limited()
+    clock.pass_time(12 if "/asks/" in path else 0.11)  # asking again too early is punished there
+    assert not limited()
+
+
+def test_every_limit_has_an_example() -> None:
+    for method, pattern, *_ in THRESHOLDS:
+        assert any(m == method and re.search(pattern, f"/api/{path}") for m, path, _ in LIMITS), (
+            method,
+            pattern,
+        )

@@ -21,6 +21,7 @@ from functools import partial
 
 import pytest
 
+from gpuctl.fleet.reap import judge
 from providers.base import (
     Ambiguous,
     AuthFailed,
@@ -269,10 +270,42 @@ class ProviderSuite:
         bench.settle()
         marks = {machine.provider_id: machine.mark for machine in bench.provider.list()}
         assert marks[foreign] is None
+        [there] = [one for one in bench.provider.list() if one.provider_id == foreign]
+        ages = datetime.now(UTC) + timedelta(days=9999)
+        assert not judge(there, None, OWNER, ages, lambda _: None).destroy
         assert marks[ours.provider_id] is not None
         assert foreign not in {leftover.id for leftover in bench.provider.leftovers()}
         bench.provider.destroy(ours.provider_id)
         assert foreign in bench.books()
+
+    def test_whose_a_machine_is_can_be_judged_by_anybody(self, bench: Bench) -> None:
+        """By its name and its mark alone, from a computer that has never heard of it."""
+        other = "ffff00001111"
+        for owner, managed_by, before, after in (
+            (OWNER, "gpuctl", True, True),
+            (other, "gpuctl", False, True),
+            (OWNER, "terraform", False, False),
+            (other, "terraform", False, False),
+        ):
+            order = bench.order()
+            name = f"gpuctl-suite-{owner[:6]}-{secrets.token_hex(4)}"
+            mark = replace(order.mark, owner=owner, managed_by=managed_by)
+            machine = bench.provider.create(replace(order, name=name, mark=mark))
+            try:
+                assert bench.until(partial(bench.listed, machine), 60)
+                shown = bench.listed(machine)
+                assert shown is not None
+                assert shown.mark is not None
+                assert (shown.mark.owner, shown.mark.managed_by) == (owner, managed_by)
+                for moment, destroy in (
+                    (mark.end - timedelta(minutes=1), before),
+                    (mark.end + timedelta(minutes=1), after),
+                ):
+                    verdict = judge(shown, None, OWNER, moment, lambda _: None)
+                    assert verdict.destroy is destroy, (owner, managed_by, verdict)
+            finally:
+                bench.provider.destroy(machine.provider_id)
+                assert bench.until(partial(bench.is_gone, machine), 60)
 
     # ------------------------------------------------------------------ when it fails
 

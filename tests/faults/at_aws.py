@@ -33,6 +33,7 @@ def at_aws(folder: Path) -> Iterator[AwsRehearsal]:
     """A rehearsal on an account of its own; whatever is left is killed with its cloud."""
     with AwsCloud(folder=folder / "machines", machines=True) as cloud:
         cloud.rentals.times = Times(boot=0.3, end=0.3)
+        cloud.documented_limits = True
         made = AwsRehearsal(folder, main_settings(cloud), cloud=cloud)
         try:
             yield made

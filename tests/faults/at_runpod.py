@@ -18,6 +18,7 @@ class RunpodRehearsal(Rehearsal):
     """One home, one job folder, one account; what is left is asked of the cloud's own books."""
 
     cloud: RunpodCloud = field(kw_only=True)
+    hasty: str = field(default="", kw_only=True)
     provider = "runpod"
 
     def machine_processes(self) -> list[int]:
@@ -34,12 +35,16 @@ class RunpodRehearsal(Rehearsal):
 
 
 @contextmanager
-def at_runpod(folder: Path) -> Iterator[RunpodRehearsal]:
-    """A rehearsal on an account of its own; whatever is left is killed with its cloud."""
+def at_runpod(folder: Path, *, hasty: str = "") -> Iterator[RunpodRehearsal]:
+    """A rehearsal on an account of its own; whatever is left is killed with its cloud.
+
+    Args:
+        hasty: Python that shortens waits in gpuctl's own process.
+    """
     (folder / "machines").mkdir()
     with RunpodCloud(machines=folder / "machines", times=QUICK) as cloud:
         settings = {**main_settings(cloud), "HOME": str(folder)}
-        made = RunpodRehearsal(folder, settings, cloud=cloud)
+        made = RunpodRehearsal(folder, settings, cloud=cloud, hasty=hasty)
         try:
             yield made
         finally:

@@ -36,6 +36,12 @@ checkpoints: {{keep: 3}}
 outputs: [{{from: out, to: ./artifacts}}]
 """
 
+# Waits of minutes for a machine that never answers, shortened; see `Rehearsal.hasty`.
+IMPATIENT = (
+    "from gpuctl.fleet import ready; "
+    "ready.make_ready.__kwdefaults__.update(boot_seconds=8.0, answer_seconds=8.0)"
+)
+
 
 @dataclass(frozen=True)
 class Rehearsal:

@@ -11,8 +11,9 @@ from gpuctl.errors import MayStillBill
 from gpuctl.fleet.acquire import Need, acquire, settle
 from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.keeper import Keeper
+from gpuctl.fleet.under_way import CREATE_SECONDS
 from providers.base import Ambiguous, AuthFailed, NoCapacity, Order, PriceChanged
-from tests.clouds.memory_cloud import MemoryCloud, no_capacity
+from tests.clouds.memory_cloud import HandClock, MemoryCloud, no_capacity
 
 NEED = Need(middle="demo", lease_seconds=600, purpose="provision")
 
@@ -119,7 +120,7 @@ def test_a_reply_above_the_price_cap_is_ended(
     assert fleet.ledger.machines(open_only=True) == []
 
 
-def test_an_interrupt_in_the_middle_of_the_call_leaves_the_row_in_doubt(
+def test_an_interrupt_in_the_middle_of_the_call_leaves_the_row_open(
     fleet: Fleet, cloud: MemoryCloud, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create = cloud.create
@@ -132,10 +133,39 @@ def test_an_interrupt_in_the_middle_of_the_call_leaves_the_row_in_doubt(
     with pytest.raises(KeyboardInterrupt):
         acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: None)
     (row,) = fleet.ledger.machines(open_only=True)
-    assert row.in_doubt
+    assert not row.in_doubt  # nobody heard anything: the call may still be on its way
     found = settle(fleet, row)
     assert found is not None
     assert found.provider_id == "m1"
+
+
+def test_a_create_whose_caller_is_gone_may_still_arrive(
+    fleet: Fleet,
+    cloud: MemoryCloud,
+    clock: HandClock,
+    keeper: Keeper,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    orders: list[Order] = []
+
+    def killed(order: Order) -> object:
+        orders.append(order)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cloud, "create", killed)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: None)
+    late, never = fleet.ledger.machines(open_only=True)
+    with pytest.raises(MayStillBill, match="may still be at it"):
+        settle(fleet, late)
+    cloud.create(orders[0])
+    found = settle(fleet, late)
+    assert found is not None
+    assert found.provider_id == "m1"
+    clock.pass_time(CREATE_SECONDS)
+    assert settle(fleet, never) is None
 
 
 def test_the_lease_never_outlives_the_hard_end(

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,25 +32,31 @@ with Ledger.open(home.ledger, clock=clock) as ledger:
     fleet = Fleet(home, ledger, clock, {})
     fleet.use(cloud)
     need = Need(middle="demo", lease_seconds=600, purpose="provision")
-    row, _ = acquire(fleet, cloud.offer(), need, this_process("controller"), guard=lambda: None)
+    mine = this_process("controller")
+    rows = [
+        acquire(fleet, cloud.offer(), need, mine, guard=lambda: None)[0]
+        for _ in range(int(sys.argv[2]))
+    ]
 
     def hang(_id):
-        print("hangs", flush=True)
+        if _id == "m1":
+            print("hangs", flush=True)
         threading.Event().wait()
 
     cloud.destroy = hang
     stop = StopRequest()
     with stopping_on_signals(stop):
         try:
-            release_all(fleet, [row], why="test")
+            release_all(fleet, rows, why="test")
         except SecondSignal:
-            print("left", ledger.machine(row.name).destroy_asked_at is not None)
+            print("left", ledger.machine(rows[0].name).destroy_asked_at is not None)
 """
 
 
-def test_nobody_waits_for_a_destroy_that_hangs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("machines", [1, 12])
+def test_nobody_waits_for_a_destroy_that_hangs(tmp_path: Path, machines: int) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", HANGS, str(tmp_path)],
+        [sys.executable, "-c", HANGS, str(tmp_path), str(machines)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
+from gpuctl.agent.client import AgentRefused
 from gpuctl.errors import (
     CapReached,
     Interrupted,
@@ -19,17 +21,18 @@ from gpuctl.errors import (
     UsageError,
 )
 from gpuctl.fleet import provision as phase
-from gpuctl.fleet.acquire import Need
+from gpuctl.fleet.acquire import Need, acquire
 from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.keeper import Keeper, this_process
 from gpuctl.fleet.lease import keep
 from gpuctl.fleet.provision import extend, provision
 from gpuctl.fleet.ready import NotReady, Ready
 from gpuctl.ledger import MachineRow
-from providers.base import AuthFailed, Machine, Offer, PriceChanged, ProviderError
+from providers.base import Ambiguous, AuthFailed, Machine, Offer, PriceChanged, ProviderError
 from tests.clouds.memory_cloud import HandClock, MemoryCloud, no_capacity
 
 NEED = Need("demo", 7200, "provision", timedelta(hours=24))
+DEAD = Keeper("provision", this_process("provision").host, "an earlier boot", 1, "0")
 
 
 class StubConnection:
@@ -202,6 +205,55 @@ def test_when_every_offer_is_refused_the_last_word_decides(
     assert cloud.books() == (0, 0, 0)
 
 
+def cut_short(fleet: Fleet, cloud: MemoryCloud, need: Need) -> str:
+    """A machine that a gpuctl was renting when it was killed; its create was never answered."""
+    cloud.faults.create_reply_lost = 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gpuctl.fleet.acquire.settle", _killed)
+        with pytest.raises(RuntimeError):  # as if killed before the answer was written down
+            acquire(fleet, cloud.offer(), need, DEAD, guard=lambda: None)
+    return fleet.ledger.machines()[-1].name
+
+
+def _killed(*_: object) -> None:
+    raise RuntimeError("killed")
+
+
+def test_what_a_dead_gpuctl_was_renting_is_settled_first(
+    fleet: Fleet, cloud: MemoryCloud, agent: StubAgent
+) -> None:
+    before = cut_short(fleet, cloud, NEED)
+    assert cloud.books()[:2] == (1, 1)
+    provision(fleet, two(cloud), NEED, pause=go)
+    first = fleet.ledger.machine(before)
+    assert first is not None
+    assert first.closed_by == "gone"
+    assert cloud.books()[:2] == (2, 1), "one machine for one need"
+    order = [call.split()[0] for call in cloud.calls]
+    assert order.index("destroy") < len(order) - 1 - order[::-1].index("create")
+
+
+def test_while_it_cannot_be_settled_no_second_machine_is_rented(
+    fleet: Fleet, cloud: MemoryCloud, agent: StubAgent
+) -> None:
+    cut_short(fleet, cloud, NEED)
+    cloud.faults.list = [Ambiguous("503")] * 10_000
+    with pytest.raises(MayStillBill):
+        provision(fleet, two(cloud), NEED, pause=go)
+    assert cloud.books()[0] == 1
+    cloud.faults.list = []
+    provision(fleet, two(cloud), replace(NEED, middle="other"), pause=go)  # another need
+
+
+def test_who_refuses_the_account_is_not_asked_for_all_it_has(
+    fleet: Fleet, cloud: MemoryCloud, agent: StubAgent
+) -> None:
+    cloud.faults.create = [AuthFailed("revoked") for _ in range(9)]
+    with pytest.raises(NoCredentials):
+        provision(fleet, [cloud.offer(id=f"o{n}") for n in range(9)], NEED, pause=go)
+    assert len(fleet.ledger.machines()) == 2
+
+
 def test_a_price_above_the_cap_on_the_reply_is_released(
     fleet: Fleet, cloud: MemoryCloud, agent: StubAgent
 ) -> None:
@@ -221,3 +273,25 @@ def test_a_runs_machine_is_not_extended_by_hand(
     assert kept is not None
     with pytest.raises(UsageError, match="renews its lease by itself"):
         extend(fleet, kept, 60, agent_folder="x")
+
+
+def test_a_machine_that_was_rebooted_can_be_extended(
+    fleet: Fleet, cloud: MemoryCloud, agent: StubAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its guard died with the boot, where the cloud starts nothing of ours again."""
+    row = provision(fleet, two(cloud), NEED, pause=go).row
+    machine = cloud.get("m1")
+
+    class Dead(StubAgent):
+        def renew(self, seconds: float) -> float:
+            raise AgentRefused("the guard is dead; arm it again", "GuardDied")
+
+    fresh = StubAgent()
+    monkeypatch.setattr(phase, "reopen", lambda *_: Ready(machine, StubConnection()))
+    monkeypatch.setattr(phase, "agent_in", lambda *_: Dead())
+    monkeypatch.setattr(phase, "armed_agent", lambda *_, **__: fresh.armed())
+    said: list[str] = []
+    fleet.say = said.append
+    extend(fleet, row, 3600, agent_folder=".gpuctl/machine")
+    assert fresh.renewed == [3600]
+    assert any("arming it again" in line for line in said)

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from gpuctl.errors import MayStillBill
 from gpuctl.fleet.acquire import Need, acquire
 from gpuctl.fleet.context import Fleet
+from gpuctl.fleet.guarding import ensure_watchdog, revive, watchdog_of
 from gpuctl.fleet.keeper import Keeper, alive, this_process
+from gpuctl.fleet.upgrade import Upgrade
 from gpuctl.fleet.watchdog import (
     Duty,
     Watchdog,
-    ensure_watchdog,
     judge,
+    retry_pause,
 )
 from gpuctl.home import Home
 from gpuctl.ledger import Ledger, MachineRow
@@ -76,6 +86,55 @@ def test_a_teardown_that_was_cut_short_goes_on(row: MachineRow) -> None:
     assert duty(asked, 1, True) is Duty.NOTHING
 
 
+def test_a_teardown_is_the_watchdogs_when_nobody_else_keeps_the_machine(row: MachineRow) -> None:
+    """`gpuctl terminate` gave up, or was killed, at a machine that a person had provisioned."""
+    kept = replace(row, keeper_json=json.dumps(this_process("watchdog").facts()))
+    assert duty(kept, 1, True) is Duty.NOTHING
+    assert duty(replace(kept, destroy_asked_at=row.intended_at), 1, True) is Duty.RELEASE
+
+
+def test_a_provisioning_that_was_cut_short_is_undone(row: MachineRow) -> None:
+    dead = replace(row, keeper_json=json.dumps(replace(DEAD, role="provision").facts()))
+    assert duty(dead, 1, False) is Duty.RELEASE
+    assert duty(dead, 1, True) is Duty.NOTHING
+
+
+@given(st.integers(1, 10**9))
+def test_it_backs_off_to_minutes_and_no_further(failures: int) -> None:
+    assert 2 <= retry_pause(failures) <= 300
+    assert retry_pause(failures) <= retry_pause(failures + 1)
+
+
+def test_it_never_gives_up_and_never_forgets(
+    fleet: Fleet, cloud: MemoryCloud, clock: HandClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cloud whose delete answers 5xx for two weeks."""
+    row, _ = acquire(fleet, cloud.offer(), NEED, DEAD, guard=lambda: None)
+    clock.pass_time(601)
+    tried: list[float] = []
+
+    def down(_fleet: Fleet, row: MachineRow, *, why: str) -> None:
+        tried.append(clock.monotonic())
+        raise MayStillBill(f"503 ({why})", machine=row.name, next="-")
+
+    watchdog = Watchdog(fleet, this_process("watchdog"))
+    with monkeypatch.context() as patch:
+        patch.setattr("gpuctl.fleet.watchdog.release", down)
+        until_then = clock.monotonic() + 14 * 86400
+        while clock.monotonic() < until_then:
+            assert watchdog.round() == 1
+            clock.pass_time(150)
+    assert len(tried) > 14 * 86400 / 300 * 0.9
+    pauses = [after - before for before, after in pairwise(tried)]
+    assert max(pauses) <= 450
+    clock.pass_time(300)
+    assert watchdog.round() == 0
+    assert cloud.machines == {}
+    ended = fleet.ledger.machine(row.name)
+    assert ended is not None
+    assert ended.closed_by == "gone"
+
+
 def test_a_create_that_was_cut_short_is_settled(row: MachineRow) -> None:
     assert duty(replace(row, provider_id=None), 1, False) is Duty.SETTLE
     assert duty(replace(row, provider_id=None), 1, True) is Duty.NOTHING
@@ -119,14 +178,14 @@ def test_what_an_earlier_watchdog_kept_is_taken_over(fleet: Fleet, cloud: Memory
     assert kept.keeper == me.facts()
 
 
-def _intend(home: Home) -> None:
+def _intend(home: Home, provider: str = "local") -> None:
     """Write an intent by a process that is dead: the watchdog has something to settle."""
     now = datetime.now(UTC)
     with Ledger.open(home.ledger, clock=SystemClock()) as ledger:
         ledger.record(
             "intended",
             machine="gpuctl-demo-a1b2c3-00000001",
-            provider="local",
+            provider=provider,
             offer_id="local:cpu",
             gpu=None,
             gpu_count=0,
@@ -154,6 +213,123 @@ def test_one_process_a_home_that_settles_and_ends_itself(tmp_path: Path) -> None
     assert until(lambda: not alive(first), 30), home.watchdog_log.read_text()
     with Ledger.open(home.ledger, clock=SystemClock()) as ledger:
         assert ledger.machines(open_only=True) == []
+
+
+@pytest.mark.parametrize("blow", [signal.SIGHUP, signal.SIGINT])
+def test_it_outlives_its_terminal(tmp_path: Path, blow: signal.Signals) -> None:
+    """Closing a terminal, and Ctrl-C in it, reach every process of the session but this one."""
+    home = Home(tmp_path, OWNER)
+    (tmp_path / "owner").write_text(OWNER)
+    _intend(home)
+    starter = subprocess.run(
+        [
+            sys.executable,
+            "-P",
+            "-c",
+            "import os, sys; from pathlib import Path; from gpuctl.home import Home;"
+            "from gpuctl.fleet.guarding import ensure_watchdog;"
+            "print(ensure_watchdog(Home(Path(sys.argv[1]), sys.argv[2]), os.environ).pid)",
+            str(tmp_path),
+            OWNER,
+        ],
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        timeout=60,
+        check=True,
+    )
+    pid = int(starter.stdout)
+    keeper = watchdog_of(home)
+    assert keeper is not None
+    assert keeper.pid == pid
+    assert os.getsid(pid) == pid, "a session of its own"
+    assert os.getppid() != pid
+    os.kill(pid, blow)
+    assert alive(keeper)
+    assert until(lambda: not alive(keeper), 30), "and it ends when nothing is left"
+
+
+def test_of_many_that_start_at_once_one_stays(tmp_path: Path) -> None:
+    home = Home(tmp_path, OWNER)
+    (tmp_path / "owner").write_text(OWNER)
+    _intend(home)
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda _: ensure_watchdog(home, dict(os.environ)), range(6)))
+    assert len(set(found)) == 1
+    assert until(lambda: not alive(found[0]), 30)
+
+
+def test_it_says_in_its_log_that_it_was_told_to_end(tmp_path: Path) -> None:
+    home = Home(tmp_path, OWNER)
+    (tmp_path / "owner").write_text(OWNER)
+    _intend(home)
+    keeper = ensure_watchdog(home, dict(os.environ))
+    os.kill(keeper.pid, signal.SIGTERM)
+    assert until(lambda: not alive(keeper), 10)
+    assert "SIGTERM" in home.watchdog_log.read_text()
+    revive_in(home)
+    assert until(lambda: watchdog_of(home) is not None, 15), "the next command starts another"
+    second = watchdog_of(home)
+    assert until(lambda: second is None or not alive(second), 30)
+    revive_in(home)
+    assert watchdog_of(home) is None, "nothing is open any more"
+
+
+def revive_in(home: Home) -> None:
+    with Ledger.open(home.ledger, clock=SystemClock()) as ledger:
+        revive(Fleet(home, ledger, SystemClock(), dict(os.environ)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_after_an_upgrade_it_goes_on_with_the_new_code(tmp_path: Path) -> None:
+    home = Home(tmp_path, OWNER)
+    (tmp_path / "owner").write_text(OWNER)
+    _intend(home, provider="nobody")  # so that there is something to guard for a while
+    version = tmp_path / "version.py"
+    version.write_text("1")
+    hasty = (
+        "import sys; import gpuctl; from gpuctl.fleet import upgrade, watchdog;"
+        f"gpuctl.__file__ = {str(version)!r};"
+        "upgrade._LOOK_SECONDS, upgrade._STEADY_SECONDS = 0.1, 0.3;"
+        "watchdog.main()"
+    )
+    old = subprocess.Popen([sys.executable, "-P", "-c", hasty, str(tmp_path)])
+    try:
+        assert until(lambda: watchdog_of(home) is not None, 20)
+        version.write_text("2")
+        command = Path(f"/proc/{old.pid}/cmdline")
+        assert until(lambda: b"gpuctl.fleet.watchdog\0" in command.read_bytes(), 120)
+        assert until(lambda: watchdog_of(home) is not None, 60), "it holds the lock again"
+        keeper = watchdog_of(home)
+        assert keeper is not None
+        assert keeper.pid == old.pid, "the same process, so that what it keeps stays kept"
+    finally:
+        old.kill()
+        old.wait(10)
+
+
+def test_an_upgrade_is_noticed_when_it_has_settled(tmp_path: Path) -> None:
+    clock = HandClock(datetime(2026, 11, 21, tzinfo=UTC))
+    file = tmp_path / "__init__.py"
+    file.write_text("old")
+    upgrade = Upgrade(clock, file)
+
+    def looked(seconds: float) -> bool:
+        clock.pass_time(seconds)
+        return upgrade.is_there()
+
+    assert not looked(60)
+    file.unlink()  # an installer takes the old files away first
+    assert not looked(60)
+    assert not looked(60)
+    file.write_text("new")
+    assert not looked(11)
+    assert not looked(15)
+    assert looked(30)
+    file.write_text("old")
+    assert not looked(15)
+    assert not looked(60), "taken back"
 
 
 def test_a_killed_watchdog_is_replaced(tmp_path: Path) -> None:

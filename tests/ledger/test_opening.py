@@ -18,6 +18,7 @@ from gpuctl.ledger.schema import APPLICATION_ID, MIGRATIONS
 from tests.ledger.facts import StepClock, created, intended, name, run_opened
 
 ME = name("demo")
+NOW = len(MIGRATIONS)
 NEXT = (*MIGRATIONS, ("ALTER TABLE events ADD COLUMN host TEXT",))
 BROKEN = (*MIGRATIONS, ("ALTER TABLE events ADD COLUMN host TEXT", "SELECT nonsense"))
 
@@ -63,7 +64,9 @@ def test_a_newer_ledger_is_left_untouched(path: Path, clock: StepClock) -> None:
     with Ledger.open(path, clock=clock, migrations=NEXT) as ledger:
         some_events(ledger)
     before = digest(path)
-    with pytest.raises(LedgerError, match=r"newer gpuctl \(format 2; this one knows 1\)") as caught:
+    with pytest.raises(
+        LedgerError, match=rf"newer gpuctl \(format {NOW + 1}; this one knows {NOW}\)"
+    ) as caught:
         Ledger.open(path, clock=clock)
     assert caught.value.next
     assert digest(path) == before
@@ -94,7 +97,7 @@ def test_an_older_ledger_is_copied_then_brought_up_to_date(path: Path, clock: St
     with Ledger.open(path, clock=clock, migrations=NEXT) as ledger:
         assert (ledger.events(), ledger.machines(), ledger.runs()) == (events, machines, runs)
         ledger.record("in_doubt", machine=ME, message="")
-    assert version(path) == 2
+    assert version(path) == NOW + 1
     copy = newest_backup(path)
     assert copy is not None
     assert stat.S_IMODE(copy.stat().st_mode) == 0o600
@@ -138,11 +141,11 @@ def test_a_migration_that_fails_changes_nothing(path: Path, clock: StepClock) ->
     with Ledger.open(path, clock=clock) as ledger:
         some_events(ledger)
         events = ledger.events()
-    with pytest.raises(LedgerError, match="from format 1 to 2: no such column") as caught:
+    with pytest.raises(LedgerError, match=f"from format {NOW} to {NOW + 1}: no such") as caught:
         Ledger.open(path, clock=clock, migrations=BROKEN)
     copy = newest_backup(path)
     assert str(copy) in str(caught.value.next)
-    assert version(path) == 1
+    assert version(path) == NOW
     with Ledger.open(path, clock=clock) as ledger:
         assert ledger.events() == events
         assert ledger.check() == []
@@ -156,7 +159,7 @@ def test_events_that_do_not_fit_together_stop_a_migration(path: Path, clock: Ste
         )
     with pytest.raises(LedgerError, match=r"do not fit together: created: .* no machine x"):
         Ledger.open(path, clock=clock, migrations=NEXT)
-    assert version(path) == 1
+    assert version(path) == NOW
 
 
 def test_somebody_elses_database_is_left_untouched(path: Path, clock: StepClock) -> None:

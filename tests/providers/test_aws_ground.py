@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from providers.base import InvalidRequest, State, Unsupported
+from providers.aws import AwsProvider
+from providers.base import InvalidRequest, Machine, State, Unsupported
 from tests.clouds.aws_cloud.wire import refusal
 from tests.clouds.http_cloud import Fault
 from tests.providers.aws_bench import A10G, Account, account, launches, order, spot
@@ -114,6 +115,50 @@ def test_the_schedule_ends_what_everybody_forgot(account: Account) -> None:
     assert account.cloud.rentals.rented() == {}
 
 
+def test_without_a_role_it_says_that_there_is_no_such_timer(account: Account) -> None:
+    [note] = account.provider.create(order(spot(account))).notes
+    assert "GPUCTL_AWS_SCHEDULER_ROLE is not set" in note
+    armed = account.another(GPUCTL_AWS_SCHEDULER_ROLE=ROLE)
+    assert armed.create(order(spot(account), "other")).notes == ()
+
+
+# ------------------------------------------------------------------ regions
+
+
+def asked_for(account: Account, action: str) -> list[object]:
+    return [one for one in account.cloud.log if f"/{action}" in str(one)]
+
+
+def elsewhere(account: Account) -> Machine:
+    """A machine in a region that this home neither names nor has ever used."""
+    settings = {**account.cloud.settings(), "GPUCTL_AWS_REGIONS": "eu-west-1"}
+    other = AwsProvider(settings, account.home.parent / "another", account.clock)
+    return other.create(order(other.offers(replace(A10G, spot=True))[0], "far"))
+
+
+def test_it_looks_where_the_ledger_has_machines(account: Account) -> None:
+    far = elsewhere(account)
+    assert account.provider.list() == []
+    account.provider.look_in(["eu-west-1", ""])
+    assert [one.provider_id for one in account.provider.list()] == [far.provider_id]
+    account.provider.destroy(far.provider_id)
+    account.clock.pass_time(60)
+    assert account.provider.list() == []
+
+
+def test_it_looks_in_all_regions_that_the_account_may_use(account: Account) -> None:
+    far = elsewhere(account)
+    reaper = account.another(GPUCTL_AWS_REGIONS="all")
+    assert [one.provider_id for one in reaper.list()] == [far.provider_id]
+    assert len(asked_for(account, "DescribeRegions")) == 1
+    assert len(asked_for(account, "DescribeInstances")) > 10
+    reaper.list()
+    assert len(asked_for(account, "DescribeRegions")) == 1
+
+
+# ------------------------------------------------------------------ schedules, once more
+
+
 def test_the_schedule_of_a_machine_that_is_gone_is_swept(account: Account) -> None:
     provider = account.another(GPUCTL_AWS_SCHEDULER_ROLE=ROLE)
     machine = provider.create(order(spot(account)))
@@ -127,11 +172,9 @@ def test_the_schedule_of_a_machine_that_is_gone_is_swept(account: Account) -> No
     assert provider.leftovers() == []
 
 
-def test_a_schedule_that_cannot_be_made_does_not_lose_the_machine(
-    account: Account, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_schedule_that_cannot_be_made_does_not_lose_the_machine(account: Account) -> None:
     provider = account.another(GPUCTL_AWS_SCHEDULER_ROLE=ROLE)
     account.cloud.faults.append(Fault("/scheduler/", how="drop", times=None))
     machine = provider.create(order(spot(account)))
     assert machine.state is State.BOOTING
-    assert "no timer of AWS's own" in caplog.text
+    assert "no timer of AWS's own" in machine.notes[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from providers.aws_client import Patience
 from providers.aws_launch import token
 from providers.aws_machines import read_machine, read_mark, split
 from providers.aws_prices import read_product, usd
@@ -145,13 +147,25 @@ def test_zones_that_aws_thinks_little_of_come_last(account: Account) -> None:
     assert asked
 
 
-@pytest.mark.parametrize("allowed", [True, False])
-def test_without_scores_everything_goes_on(account: Account, allowed: bool) -> None:
-    account.cloud.market.new_scores_allowed = allowed
+def test_without_scores_everything_goes_on(account: Account) -> None:
+    account.cloud.market.score_limit = 1
     account.cloud.faults.append(
         Fault("GetSpotPlacementScores", how="answer", reply=throttled(), times=1)
     )
     assert account.provider.offers(A10G)
+    for want in (replace(A10G, cpus=8), replace(A10G, cpus=16), A10G):  # other sets of types
+        account.clock.pass_time(601)
+        assert account.another().offers(want)
+    assert len(account.cloud.market.scored) == 1  # AWS has refused the others
+
+
+def test_the_price_of_another_system_or_tenancy_is_never_shown(account: Account) -> None:
+    """The list has a dozen rows for each type; one of them is meant."""
+    offers = account.provider.offers(replace(A10G, spot=False))
+    [small] = [one for one in offers if one.id == "on-demand:us-east-1:g5.xlarge"]
+    assert abs(small.price_hour - Decimal("1.006") - Decimal("0.0051")) < Decimal("0.0001")
+    elsewhere = account.another(GPUCTL_AWS_REGIONS="ap-southeast-2")  # the list is in three regions
+    assert any(not one.spot for one in elsewhere.offers(A10G))
 
 
 def test_regions_that_nobody_wants_are_not_asked(account: Account) -> None:
@@ -171,6 +185,34 @@ def test_a_quote_asks_for_what_it_needs(account: Account) -> None:
     account.cloud.log.clear()
     account.provider.offers(replace(A10G, spot=False))
     assert account.cloud.log == []
+
+
+def test_the_cheapest_is_found_behind_the_pages_of_the_price_history(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.clouds.aws_cloud import wire
+
+    account.cloud.market.spot["g5.48xlarge", "us-east-1f"] = [(START, Decimal("0.01"))]
+    wanted = Want(gpus=("A10G",), gpu_count=8, spot=True, disk_gb=1)
+    whole = account.provider.offers(wanted)
+    account.cloud.log.clear()
+    monkeypatch.setattr(wire, "_PAGE", 2)
+    assert account.another().offers(wanted) == whole
+    assert len(account.cloud.requests("POST", "/DescribeSpotPriceHistory")) > 1
+
+
+def test_what_leaves_a_machine_is_billed_and_not_in_the_hour(account: Account) -> None:
+    offers = account.provider.offers(A10G)
+    assert {(offer.gb_in_price, offer.gb_out_price) for offer in offers} == {(0, Decimal("0.09"))}
+
+
+def test_a_placement_score_that_hangs_is_hardly_waited_for(account: Account) -> None:
+    """A hint: the client that asks for it is given up long after the prices are there."""
+    hang = Fault("GetSpotPlacementScores", how="hang", seconds=30, times=None)
+    account.cloud.faults.append(hang)
+    began = time.monotonic()
+    assert account.another(Patience()).offers(A10G)
+    assert time.monotonic() - began < 20  # it would take 30
 
 
 def test_a_container_is_refused_with_a_reason(account: Account) -> None:

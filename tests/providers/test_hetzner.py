@@ -208,7 +208,8 @@ def test_what_is_sent_and_what_is_not(
     [key] = ready.access.host_keys
     assert key.startswith("ssh-ed25519 ")
     assert key.split()[1] in server.user_data
-    assert "+180" in server.user_data  # switched off at its hard end, when all else fails
+    # Switched off at its hard end, when all else fails.
+    assert str(int(order.mark.end.timestamp())) in server.user_data
 
 
 def test_no_default_user_agent(cloud: HetznerCloud, provider: HetznerProvider) -> None:

@@ -13,7 +13,7 @@ from providers import runpod_self_end
 from providers.runpod_self_end import command, found_there, main
 from tests.clouds.http_cloud import Fault, Reply
 from tests.clouds.runpod_cloud import RunpodCloud, Times
-from tests.clouds.runpod_cloud.cloud import problem
+from tests.clouds.runpod_cloud.answers import problem
 from tests.clouds.runpod_cloud.pods import Pod
 
 AGENT = "gpuctl/test"
@@ -115,6 +115,14 @@ def test_runpodctl_is_the_last_way(
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert ended(cloud, pod) == 0
     assert (tmp_path / "said").read_text() == f"pod stop {pod.id}\n"
+
+
+def test_a_locked_pod_cannot_stop_itself(cloud: RunpodCloud, inside: Path) -> None:
+    """Somebody locked it in the console: then only our side can end it."""
+    pod = pod_of(cloud, inside, "stop")
+    pod.locked = True
+    assert ended(cloud, pod) == 1
+    assert pod.state == "live"
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from providers.shared_call import SharedCall
+from providers.shared_call import RecentAnswer, SharedCall
+from tests.clouds.memory_cloud import HandClock
 from tests.waiting import until
 
 
@@ -62,3 +64,36 @@ def test_a_failure_is_everybodys_and_the_next_is_a_new_one() -> None:
     slow.fails = False
     slow.go.release()
     assert shared() == 2
+
+
+def test_a_recent_answer_serves_who_asks_a_moment_later() -> None:
+    clock = HandClock(datetime(2026, 11, 21, 12, tzinfo=UTC))
+    calls: list[datetime] = []
+
+    def ask() -> int:
+        calls.append(clock.now())
+        return len(calls)
+
+    bills = RecentAnswer(ask, clock, 10)
+    assert [bills.since(None), bills.since(None)] == [1, 1]
+    clock.pass_time(9)
+    assert bills.since(clock.now() - timedelta(seconds=9)) == 1
+    assert bills.since(clock.now()) == 2  # what happened since is not in the first
+    clock.pass_time(11)
+    assert bills.since(None) == 3
+
+
+def test_a_failure_is_no_answer() -> None:
+    clock = HandClock(datetime(2026, 11, 21, 12, tzinfo=UTC))
+    said = iter([ValueError("502"), 7])
+
+    def ask() -> int:
+        one = next(said)
+        if isinstance(one, ValueError):
+            raise one
+        return one
+
+    bills = RecentAnswer(ask, clock, 10)
+    with pytest.raises(ValueError, match="502"):
+        bills.since(None)
+    assert bills.since(None) == 7

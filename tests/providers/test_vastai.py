@@ -185,25 +185,16 @@ def test_a_bid_below_the_floor_leaves_nothing_behind(vast: VastBench) -> None:
     """The cloud says no, and makes a stopped instance all the same."""
     order = vast.order(spot=True)
     cloud = vast.cloud.contracts
-    rows = vast.cloud._search
-    vast.cloud._search = lambda query: _cheaper(rows(query))  # type: ignore[method-assign]
+    vast.cloud.switches.floor_rises = Decimal(2)
     with pytest.raises(Ambiguous, match="left a stopped instance"):
         vast.provider.create(order)
     assert vast.books() == {}
     assert len(cloud.books.things) == 1  # it was there
 
 
-def _cheaper(reply: Reply) -> Reply:
-    """The floor rose after the search was answered."""
-    for row in reply.body["offers"]:
-        row["min_bid"] /= 2
-    return reply
-
-
 def test_a_bid_below_the_floor_that_cannot_be_undone_stays_in_doubt(vast: VastBench) -> None:
     order = vast.order(spot=True)
-    rows = vast.cloud._search
-    vast.cloud._search = lambda query: _cheaper(rows(query))  # type: ignore[method-assign]
+    vast.cloud.switches.floor_rises = Decimal(2)
     vast.cloud.faults.append(Fault("/instances/", "DELETE", how="drop"))
     with pytest.raises(Ambiguous, match="could not be ended at once"):
         vast.provider.create(order)

@@ -175,6 +175,15 @@ def test_what_was_billed_is_what_the_books_say(vast: VastBench) -> None:
     assert vast.provider.billed("999999999") is None
 
 
+def test_the_bills_of_several_are_one_question(vast: VastBench) -> None:
+    ids = [ready(vast), ready(vast)]
+    for id in ids:
+        vast.provider.destroy(id)
+    before = len(vast.cloud.requests("GET", "/charges/"))
+    assert all(vast.provider.billed(id) for id in ids)
+    assert len(vast.cloud.requests("GET", "/charges/")) == before + 1
+
+
 def test_charges_that_lag_are_not_the_whole_bill(vast: VastBench) -> None:
     id = ready(vast)
     vast.cloud.switches.charges_lag = 600

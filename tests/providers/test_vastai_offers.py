@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpuctl.market_nearest import nearest, relaxed
 from providers.base import Ambiguous, Mark, NoCapacity, SelfEnd, SshAccess, State, Want
 from providers.gpus import all_gpus, find, identify
 from providers.vastai_machines import gpu_name, label, machine, number, read_label
@@ -60,11 +61,92 @@ def test_the_cheapest_is_found_behind_the_servers_limit(vast: VastBench) -> None
     assert len(vast.cloud.requests("POST", "/bundles/")) == 2 + 3
 
 
-def test_one_search_a_market_is_usual(vast: VastBench) -> None:
+def searched(vast: VastBench) -> list[dict[str, Any]]:
+    """The searches since the last look."""
+    bodies = [json.loads(one.body) for one in vast.cloud.requests("POST", "/bundles/")]
+    vast.cloud.log.clear()
+    return bodies
+
+
+def test_one_search_is_usual(vast: VastBench) -> None:
+    """A row tells both prices; where all rows are seen, another order shows nothing more."""
     offers = vast.provider.offers(Want(gpus=("RTX-4090", "A100-40GB", "H100")))
     assert {offer.spot for offer in offers} == {True, False}
     assert {offer.gpu for offer in offers} == {"RTX-4090", "A100-40GB-SXM", "H100-80GB-SXM"}
-    assert len(vast.cloud.requests("POST", "/bundles/")) == 2
+    assert len(searched(vast)) == 1
+
+
+def test_a_market_with_more_than_a_page_is_searched_in_both_orders(vast: VastBench) -> None:
+    """The cheapest bid may be for what is dear on demand."""
+    firm = [Host(1000 + n, price=Decimal("0.30"), min_bid=Decimal("0.29")) for n in range(70)]
+    vast.cloud.contracts.hosts = [*firm, Host(2000, price=Decimal(1), min_bid=Decimal("0.05"))]
+    offers = vast.provider.offers(RTX)
+    assert offers[0].id == "200000/bid"
+    assert [body["type"] for body in searched(vast)] == ["on-demand", "bid"]
+
+
+def test_a_quote_that_nothing_matches_takes_two_searches(vast: VastBench) -> None:
+    """The second asks for whatever is near: the same card, its family, any that is as big."""
+    want = Want(gpus=("A100-40GB",), spot=True, max_price_hour=Decimal("0.10"))
+    assert vast.provider.offers(want) == []
+    near = nearest(want, vast.provider.offers(relaxed(want)))
+    assert [one.kind for one in near] == ["same", "family", "bigger"]
+    assert len(searched(vast)) == 2
+
+
+def test_any_number_of_gpus_can_be_asked_for(vast: VastBench) -> None:
+    offers = vast.provider.offers(Want(gpus=("A100-40GB",), gpu_count=0, spot=False))
+    assert {offer.gpu_count for offer in offers} == {1, 2}
+
+
+def test_in_a_large_market_the_same_card_and_its_family_are_not_hidden_by_cheaper_ones(
+    vast: VastBench,
+) -> None:
+    cheap = [
+        Host(1000 + n, "RTX A6000", "NVIDIA RTX A6000", 49140, price=Decimal("0.30"))
+        for n in range(70)
+    ]
+    vast.cloud.contracts.hosts += cheap
+    want = Want(gpus=("A100-40GB",), spot=True, max_price_hour=Decimal("0.10"))
+    assert vast.provider.offers(want) == []
+    near = nearest(want, vast.provider.offers(relaxed(want)))
+    assert [one.kind for one in near] == ["same", "family", "bigger"]
+    assert len(searched(vast)) == 4
+
+
+def test_a_page_that_ends_above_the_cap_is_the_last(vast: VastBench) -> None:
+    vast.cloud.contracts.hosts = [
+        Host(1000 + n, price=Decimal(1) + Decimal(n) / 1000) for n in range(150)
+    ]
+    want = replace(RTX, spot=False, max_price_hour=Decimal("0.5"))
+    assert vast.provider.offers(want) == []
+    assert len(searched(vast)) == 1
+
+
+@pytest.mark.parametrize(
+    ("regions", "countries"),
+    [(("US",), ["US"]), (("us", "se"), ["US", "SE"]), (("Texas",), None), (("US", "Texas"), None)],
+)
+def test_a_country_is_searched_for_there(
+    vast: VastBench, regions: tuple[str, ...], countries: list[str] | None
+) -> None:
+    offers = vast.provider.offers(replace(RTX, regions=regions))
+    assert {offer.region for offer in offers} <= {"Texas, US", "Sweden, SE"}
+    assert "Texas, US" in {offer.region for offer in offers}
+    [body] = searched(vast)
+    assert body.get("geolocation") == (countries and {"in": countries})
+
+
+def test_traffic_has_its_price_and_is_not_in_the_hour(vast: VastBench) -> None:
+    offer = vast.provider.offers(replace(RTX, spot=False))[0]
+    assert (offer.gb_in_price, offer.gb_out_price) == (Decimal("0.002"), Decimal("0.004"))
+    assert "$0.002" in offer.note
+    for host in vast.cloud.contracts.hosts:
+        host.inet_down_cost = host.inet_up_cost = Decimal(0)
+    free = vast.provider.offers(replace(RTX, spot=False))[0]
+    assert free.price_hour == offer.price_hour
+    assert (free.gb_in_price, free.gb_out_price) == (0, 0)
+    assert "traffic" not in free.note
 
 
 def test_a_search_says_everything(vast: VastBench) -> None:
@@ -149,6 +231,15 @@ def test_the_disk_that_is_asked_for_is_in_the_price(vast: VastBench) -> None:
     monthly = vast.cloud.contracts.hosts[2].storage_cost
     assert small.price_hour == Decimal("0.36") + (monthly * 8 / 720).quantize(Decimal("0.000001"))
     assert float(big.price_hour - small.price_hour) == pytest.approx(float(monthly) * 192 / 720)
+
+
+def test_nobody_pays_for_all_of_a_hosts_free_disk(vast: VastBench) -> None:
+    """Nothing was said of a disk: 40 GB, of the 200 that are free there."""
+    offer = vast.provider.offers(Want(gpus=RTX.gpus, spot=False))[0]
+    assert offer.disk_gb == 200
+    storage = vast.cloud.contracts.hosts[2].storage_cost * 40 / 720
+    assert offer.price_hour == Decimal("0.36") + storage.quantize(Decimal("0.000001"))
+    assert vast.provider.create(vast.order(Want(gpus=RTX.gpus))).price_hour == offer.price_hour
 
 
 @pytest.mark.parametrize("body", [b"{}", b"[]", b'{"offers": null}', b'{"success": false}', b"no"])
@@ -354,4 +445,4 @@ def test_what_is_no_number_is_none(value: object) -> None:
 
 def test_a_card_without_a_name_is_nobodys() -> None:
     assert gpu_name({"gpu_name": " "}) is None
-    assert searches(Want(gpus=("24GB+",)), Terms())[0]["gpu_ram"]["gte"] < 24564
+    assert searches(Want(gpus=("24GB+",)), Terms())[0].body["gpu_ram"]["gte"] < 24564

@@ -133,7 +133,10 @@ def test_a_run_on_another_computer_is_left_to_it(rehearsal: Rehearsal) -> None:
         run = ledger.find_run("saves")
         assert run.keeper is not None
         ledger.record(
-            "run_kept", run=run.id, keeper={**run.keeper, "host": elsewhere}, detached=False
+            "run_kept",
+            run=run.id,
+            keeper={**run.keeper, "host": elsewhere, "boot": "its own"},
+            detached=False,
         )
     for command in (("cancel", "saves", "--yes"), ("resume", "saves")):
         code, document, err = rehearsal.gpuctl(*command)

@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tests.clouds.http_cloud import HttpCloud
+from tests.clouds.unwrapping import unwrapped
 from tests.faults.rehearsal import Rehearsal
 from tests.waiting import until
+
+_SECRET_SETTINGS = ("_KEY", "_TOKEN", "_KEY_ID")
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,59 @@ def all_released(rehearsal: Rehearsal, ended: Ended) -> None:
 
 
 def nothing_bills(rehearsal: Rehearsal) -> None:
-    """Check that no process, no folder and no open row is left."""
+    """Check that no process, no folder and no open row is left, and that no key left the house."""
     assert until(rehearsal.nothing_is_left, 5), rehearsal.machine_processes()
     code, document, err = rehearsal.gpuctl("audit")
     assert (code, document["billing"], document["unaccounted"]) == (0, [], []), err
+    no_key_in_requests(rehearsal)
+
+
+def no_key_in_requests(rehearsal: Rehearsal) -> None:
+    """Look over everything that its cloud was ever asked, if it has one.
+
+    No address, query or body may hold a key of the account, however it is wrapped: user-data and
+    boot commands are in there, too. Nobody may call with the name that a library has by default.
+    """
+    cloud = getattr(rehearsal, "cloud", None)
+    if not isinstance(cloud, HttpCloud):
+        return
+    keys = [
+        value.encode()
+        for name, value in rehearsal.settings.items()
+        if name.endswith(_SECRET_SETTINGS)
+    ]
+    assert keys
+    log = list(cloud.log)
+    assert log
+    for line in log:
+        assert line.agent.startswith("gpuctl/"), (line.method, line.path, line.agent)
+        for text in unwrapped(line):
+            assert not any(key in text for key in keys), (line.method, line.path)
+
+
+def reached_every_way(rehearsal: Rehearsal, name: str) -> None:
+    """Check that each command that leads to a machine works there."""
+    for command in ("ssh", "exec"):
+        there = rehearsal.start(command, name, "--", "sh", "-c", "cat /etc/hostname; echo reached")
+        out, err = there.communicate(timeout=60)
+        assert (there.returncode, out.splitlines()[-1]) == (0, "reached"), err
+    sent = rehearsal.folder / "sent"
+    (sent / "sub").mkdir(parents=True)
+    (sent / "sub/file").write_text("there and back")
+    code, moved, err = rehearsal.gpuctl("upload", name, sent, "work/in")
+    assert (code, moved and moved["files"]) == (0, 1), err
+    code, _, err = rehearsal.gpuctl("download", name, "work/in", rehearsal.folder / "back")
+    assert code == 0, err
+    assert (rehearsal.folder / "back/sub/file").read_text() == "there and back"
+    [before] = rehearsal.gpuctl("list")[1]["machines"]
+    code, document, err = rehearsal.gpuctl("extend", name, "3h")
+    assert code == 0, err
+    assert document["machine"]["lease_expires_at"] > before["lease_expires_at"]
+
+
+def logs_of(rehearsal: Rehearsal) -> str:
+    """What `gpuctl logs` shows of the only run."""
+    shown = rehearsal.start("logs", rehearsal.run_id())
+    out, err = shown.communicate(timeout=60)
+    assert shown.returncode == 0, err
+    return out

@@ -11,24 +11,21 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-os.environ.setdefault("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")  # 1300 of them, a second each region
-
 from moto.ec2.models import ec2_backends
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-from werkzeug.test import EnvironBuilder, run_wsgi_app
 
 from providers.base import Clock
-from tests.clouds.aws_cloud import images, serving
-from tests.clouds.aws_cloud.launching import Tokens, gpu_of, run_instances
+from tests.clouds.aws_cloud import fleets, images, limits, serving, spot_requests
+from tests.clouds.aws_cloud.launching import Tokens, gpu_of, relaunch, run_instances
 from tests.clouds.aws_cloud.machines import AwsMachine
 from tests.clouds.aws_cloud.market import QUOTAS, Market
-from tests.clouds.aws_cloud.rentals import BY_USER, Rentals, Times
+from tests.clouds.aws_cloud.passing import Moto
+from tests.clouds.aws_cloud.rentals import Rentals, Times
 from tests.clouds.aws_cloud.scheduler import Scheduler
 from tests.clouds.aws_cloud.wire import (
     Refused,
@@ -44,7 +41,9 @@ from tests.remote.sshd import free_port
 
 _SCOPE = re.compile(r"Credential=([^/]+)/\d+/([^/]+)/([^/]+)/aws4_request")
 _TICK_SECONDS = 0.1
-_REFUSED_KINDS = ("CreateFleet", "RequestSpotInstances", "RequestSpotFleet")
+_REFUSED_KINDS = ("RequestSpotInstances", "RequestSpotFleet")
+_QUERY = ("ec2", "sts", "iam")  # services of the query protocol
+_PRICE_LISTS = ("us-east-1", "eu-central-1", "ap-south-1")  # where the price list is served
 KEY, SECRET = "AKIAEMULATED0000TEST", "emulated-secret-key-that-never-leaves-this-computer"
 
 
@@ -59,9 +58,12 @@ class AwsCloud(HttpCloud):
 
     Attributes:
         keys: access key ids that are valid.
-        denied: actions that the key has no right to.
+        denied: actions that the key has no right to; CreateTags refuses launches with tags.
         latency: seconds that every request takes.
-        bucket: requests that may be made at once, and how many a second come back; None: any.
+        bucket: requests that may be made at once, and how many a second come back, for each
+            action; None: any.
+        documented_limits: whether EC2's documented buckets count, when there is no ``bucket``.
+        launch_bucket: the same for instances to be launched, in each region; always counts.
         expired: the caller's clock is wrong, or the temporary credentials are.
         ssh_seconds: from running to an sshd that answers.
     """
@@ -80,12 +82,16 @@ class AwsCloud(HttpCloud):
         self.market = Market()
         self.rentals = Rentals(self.clock, self.market)
         self.rentals.lock = self.lock
-        self.scheduler = Scheduler()
+        self.scheduler = Scheduler(self.account)
+        self.rentals.ends_due = self.scheduler.ends_due
+        self.rentals.relaunch = lambda before: relaunch(self, before)
         self.tokens = Tokens()
         self.keys = {KEY}
         self.denied: set[str] = set()
         self.latency = 0.0
         self.bucket: tuple[int, float] | None = None
+        self.documented_limits = False
+        self.launch_bucket = limits.LAUNCHES
         self.expired = False
         self.ssh_seconds = 0.0
         self.ssh_port = free_port()
@@ -95,7 +101,8 @@ class AwsCloud(HttpCloud):
         self._folder = folder if machines else None
         self._next_address = 256 * (secrets.randbelow(250) + 1)
         self._machines: list[AwsMachine] = []
-        self._moto = DomainDispatcherApplication(create_backend_app)
+        self.moto = Moto(self.account)
+        self.fleets: dict[str, Reply] = {}
         self._closed = threading.Event()
 
     # ------------------------------------------------------------------ as a context
@@ -187,7 +194,7 @@ class AwsCloud(HttpCloud):
             return refusal("MissingAuthenticationToken", "Request is missing Authentication Token")
         _, region, service = found.groups()
         target = request.headers.get("x-amz-target", "")
-        if service in ("ec2", "sts"):
+        if service in _QUERY:
             path = form(request.body).get("Action", "")
         elif target:
             path = target.rpartition(".")[2]
@@ -200,7 +207,7 @@ class AwsCloud(HttpCloud):
         """Check the key, its rights, the clock and the rate."""
         _, service, region, action = request.path.split("/", 3)
         key = _SCOPE.search(request.headers["authorization"])
-        refuse = refusal if service in ("ec2", "sts") else json_refusal
+        refuse = refusal if service in _QUERY else json_refusal
         if key is None or key[1] not in self.keys:
             text = "AWS was not able to validate the provided access credentials"
             return refuse("AuthFailure" if service == "ec2" else "InvalidClientTokenId", text)
@@ -210,14 +217,10 @@ class AwsCloud(HttpCloud):
             code = "UnauthorizedOperation" if service == "ec2" else "AccessDeniedException"
             text = "You are not authorized to perform this operation. Encoded authorization "
             return refuse(code, text + "failure message: c2VjcmV0")
-        if self._throttled(f"{service}/{region}/{action}"):
+        bucket = self.bucket or self._documented(service, action, request)
+        if bucket is not None and not self._take(f"{service} {region} {action}", bucket):
             return throttled()
         images.seed(self.account, region)
-        now = self.clock.now()
-        for due in self.scheduler.due(now):
-            for instance_id in due.instance_ids:
-                if rental := self.rentals.all.get(instance_id):
-                    self.rentals.end(rental, BY_USER, now)
         self.rentals.advance()
         return None
 
@@ -232,36 +235,20 @@ class AwsCloud(HttpCloud):
         _, service, region, action = request.path.split("/", 3)
         if action in _REFUSED_KINDS:
             return refusal("UnsupportedOperation", f"{action} is not emulated: its books would lie")
-        reply = self.moto(region, request.body, service, request.headers)
+        reply = self.moto.hand_on(region, service, request)
         if service == "ec2" and reply.status == 200:
             serving.keep_books(self, form(request.body), reply)
         return reply
-
-    def moto(
-        self,
-        region: str,
-        body: bytes | Mapping[str, str],
-        service: str = "ec2",
-        headers: Mapping[str, str] | None = None,
-    ) -> Reply:
-        """Ask moto."""
-        given = dict(headers or {"content-type": "application/x-www-form-urlencoded"})
-        scope = f"AWS4-HMAC-SHA256 Credential=k/20260101/{region}/{service}/aws4_request, S="
-        given |= {"authorization": scope, "x-moto-account-id": self.account}
-        for name in ("content-length", "transfer-encoding", "host", "expect"):
-            given.pop(name, None)
-        if not isinstance(body, bytes):
-            body = serving.encoded({"Version": "2016-11-15", **body})
-        environ = EnvironBuilder("/", method="POST", headers=given, data=body).get_environ()
-        chunks, status, answered = run_wsgi_app(self._moto, environ)
-        kind = answered.get("Content-Type", "text/xml")
-        return Reply(int(status.split()[0]), b"".join(chunks), {"Content-Type": kind})
 
     # ------------------------------------------------------------------ what moto lacks
 
     @route("POST", "/ec2/{region}/RunInstances")
     def run_instances(self, request: Request, region: str) -> Reply:
         return run_instances(self, region, form(request.body))
+
+    @route("POST", "/ec2/{region}/CreateFleet")
+    def create_fleet(self, request: Request, region: str) -> Reply:
+        return fleets.create(self, region, form(request.body))
 
     @route("POST", "/ec2/{region}/TerminateInstances")
     def terminate_instances(self, request: Request, region: str) -> Reply:
@@ -296,15 +283,18 @@ class AwsCloud(HttpCloud):
         return serving.placement_scores(self, region, form(request.body))
 
     @route("POST", "/ec2/{region}/DescribeSpotInstanceRequests")
-    def spot_requests(self, request: Request, region: str) -> Reply:
-        return serving.spot_requests(self, region, form(request.body))
+    def describe_spot_requests(self, request: Request, region: str) -> Reply:
+        return spot_requests.describe(self, region, form(request.body))
 
     @route("POST", "/ec2/{region}/CancelSpotInstanceRequests")
     def cancel_spot_requests(self, request: Request, region: str) -> Reply:
-        return serving.cancel_spot_requests(self, region, form(request.body))
+        return spot_requests.cancel(self, region, form(request.body))
 
     @route("POST", "/pricing/{region}/GetProducts")
     def products(self, request: Request, region: str) -> Reply:
+        if region not in _PRICE_LISTS:
+            text = f"Credential should be scoped to a valid region, not '{region}'."
+            return json_refusal("InvalidSignatureException", text)
         return serving.products(self, request.json())
 
     @route("POST", "/servicequotas/{region}/GetServiceQuota")
@@ -323,12 +313,27 @@ class AwsCloud(HttpCloud):
         return {"QuotaCode": code, "QuotaName": QUOTAS[code][0], "Value": value, "Unit": "None"}
 
     @route("POST", "/scheduler/{region}/schedule-groups/{name}")
-    def create_group(self, request: Request, region: str, name: str) -> Reply:
-        return self.scheduler.create_group(region, name)
+    @route("GET", "/scheduler/{region}/schedule-groups/{name}")
+    @route("DELETE", "/scheduler/{region}/schedule-groups/{name}")
+    def schedule_group(self, request: Request, region: str, name: str) -> Reply:
+        if request.method == "GET":
+            return self.scheduler.get_group(region, name)
+        if request.method == "DELETE":
+            return self.scheduler.delete_group(region, name)
+        body = request.json() or {}
+        return self.scheduler.create_group(region, name, body, self.clock.now())
+
+    @route("GET", "/scheduler/{region}/tags/(?P<arn>.+)")
+    def schedule_tags(self, request: Request, region: str, arn: str) -> Reply:
+        return self.scheduler.tags(arn)
 
     @route("POST", "/scheduler/{region}/schedules/{name}")
     def create_schedule(self, request: Request, region: str, name: str) -> Reply:
         return self.scheduler.create(region, name, request.json(), self.clock.now())
+
+    @route("PUT", "/scheduler/{region}/schedules/{name}")
+    def update_schedule(self, request: Request, region: str, name: str) -> Reply:
+        return self.scheduler.update(region, name, request.json(), self.clock.now())
 
     @route("GET", "/scheduler/{region}/schedules/{name}")
     def get_schedule(self, request: Request, region: str, name: str) -> Reply:
@@ -352,15 +357,25 @@ class AwsCloud(HttpCloud):
             with self.lock:
                 self.rentals.advance()
 
-    def _throttled(self, action: str) -> bool:
-        if self.bucket is None:
-            return False
-        size, refill = self.bucket
+    def _documented(self, service: str, action: str, request: Request) -> limits.Bucket | None:
+        if service != "ec2" or not self.documented_limits:
+            return None
+        asked = form(request.body)
+        narrow = "MaxResults" in asked or any("." in name for name in asked)
+        return limits.documented(action, narrow=narrow)
+
+    def may_launch(self, region: str, count: int) -> bool:
+        """Whether so many instances may be asked for now: EC2 counts them, not the requests."""
+        return self._take(f"instances {region}", self.launch_bucket, count)
+
+    def _take(self, what: str, bucket: tuple[int, float], count: int = 1) -> bool:
+        size, refill = bucket
         now = self.clock.monotonic()
-        level, since = self._level.get(action, (float(size), now))
+        level, since = self._level.get(what, (float(size), now))
         level = min(size, level + (now - since) * refill)
-        self._level[action] = (max(level - 1, 0), now)
-        return level < 1
+        enough = level >= count
+        self._level[what] = (level - count if enough else level, now)
+        return enough
 
 
 def by_hand(folder: Path, *, machines: bool) -> AwsCloud:

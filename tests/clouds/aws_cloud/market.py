@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -18,6 +18,7 @@ _SPOT_PART = Decimal("0.4")
 GP3_MONTH = Decimal("0.08")  # USD for a GB
 ADDRESS_HOUR = Decimal("0.005")
 _SCORED_AT_MOST = 10
+_DAY = timedelta(hours=24)
 
 QUOTAS = {  # code -> (name, default of the emulation)
     "L-3819A6DF": ("All G and VT Spot Instance Requests", 256.0),
@@ -53,7 +54,8 @@ class Market:
         capacity: (type, zone or "*", market) -> how many are left. What is missing is unlimited.
         quotas: (region, code) -> vCPUs.
         scores: zone id -> placement score.
-        scored: configurations that placement scores were asked for; None forbids new ones.
+        score_limit: configurations that placement scores may be asked for within a day; one that
+            was asked for already may be asked for again.
     """
 
     on_demand: dict[str, Decimal | None] = field(default_factory=dict)
@@ -61,7 +63,8 @@ class Market:
     capacity: dict[tuple[str, str, str], int] = field(default_factory=dict)
     quotas: dict[tuple[str, str], float] = field(default_factory=dict)
     scores: dict[str, int] = field(default_factory=dict)
-    new_scores_allowed: bool = True
+    score_limit: int | None = None
+    scored: dict[tuple[str, ...], datetime] = field(default_factory=dict)
 
     def on_demand_price(self, type_name: str) -> Decimal | None:
         """USD an hour; None where it is not sold."""
@@ -101,6 +104,20 @@ class Market:
                 self.capacity[key] -= 1
         return True
 
+    def give_back(self, type_name: str, zone: str, market: str, count: int) -> None:
+        """Put back what was taken for a launch that came to nothing."""
+        for place in (zone, "*"):
+            if (type_name, place, market) in self.capacity:
+                self.capacity[type_name, place, market] += count
+
+    def may_score(self, asked_for: tuple[str, ...], now: datetime) -> bool:
+        """Whether placement scores may be asked for; notes that they were."""
+        self.scored = {k: when for k, when in self.scored.items() if now - when < _DAY}
+        if asked_for not in self.scored and len(self.scored) == self.score_limit:
+            return False
+        self.scored.setdefault(asked_for, now)
+        return True
+
     def quota(self, region: str, code: str) -> float:
         """VCPUs that an account may have."""
         return self.quotas.get((region, code), QUOTAS[code][1])
@@ -118,28 +135,53 @@ class Market:
         return sorted(rows, key=lambda row: -int(str(row["score"])))[:_SCORED_AT_MOST]
 
     def products(self, wanted: dict[str, list[str]], types: list[str]) -> list[str]:
-        """What GetProducts answers: JSON texts, with rows among them that cost nothing."""
+        """What GetProducts answers: JSON texts of every row that the filters leave.
+
+        There are many more rows than the one that anybody means: of other systems and tenancies,
+        with software, for reserved capacity, and some that cost nothing.
+        """
         region = wanted["regionCode"][0]
         if wanted.get("productFamily") == ["Storage"]:
-            return [_product({"regionCode": region, "volumeApiName": "gp3"}, GP3_MONTH, "GB-Mo")]
+            facts = {"regionCode": region, "volumeApiName": "gp3"}
+            return [_product("Storage", facts, GP3_MONTH, "GB-Mo")]
         found = []
         for name in wanted.get("instanceType", types):
             price = self.on_demand_price(name)
-            if price is not None:
-                facts = {"regionCode": region, "instanceType": name, "operatingSystem": "Linux"}
-                found += [_product(facts, Decimal(0), "Hrs"), _product(facts, price, "Hrs")]
+            for change, factor in _ROWS if price is not None else ():
+                facts = {**_PLAIN, "regionCode": region, "instanceType": name, **change}
+                known = {**facts, "productFamily": "Compute Instance", "serviceCode": "AmazonEC2"}
+                if all(known.get(key, "") in values for key, values in wanted.items()):
+                    assert price is not None
+                    found.append(_product("Compute Instance", facts, price * factor, "Hrs"))
         return found
 
 
+_PLAIN = {
+    "operatingSystem": "Linux",
+    "preInstalledSw": "NA",
+    "capacitystatus": "Used",
+    "marketoption": "OnDemand",
+    "tenancy": "Shared",
+}
+_ROWS: tuple[tuple[dict[str, str], Decimal], ...] = (  # what differs, and how much it costs more
+    ({}, Decimal(0)),
+    ({}, Decimal(1)),
+    ({"operatingSystem": "Windows"}, Decimal("1.5")),
+    ({"operatingSystem": "RHEL"}, Decimal("1.1")),
+    ({"preInstalledSw": "SQL Std"}, Decimal("2.1")),
+    ({"tenancy": "Dedicated"}, Decimal("1.06")),
+    ({"tenancy": "Host"}, Decimal(0)),
+    ({"capacitystatus": "UnusedCapacityReservation"}, Decimal("0.9")),
+    ({"capacitystatus": "AllocatedCapacityReservation"}, Decimal(0)),
+    ({"marketoption": "CapacityBlock"}, Decimal("0.5")),
+)
 _GPU_PRICES = {entry.name: entry.price for entry in EC2}
 _BEGINNING = datetime.fromisoformat("2020-01-01T00:00:00+00:00")
 
 
-def _product(attributes: dict[str, str], price: Decimal, unit: str) -> str:
+def _product(family: str, attributes: dict[str, str], price: Decimal, unit: str) -> str:
     dimension = {"unit": unit, "pricePerUnit": {"USD": f"{price:.10f}"}}
     terms = {"OnDemand": {"X.JRTC": {"priceDimensions": {"X.JRTC.6YS6": dimension}}}}
     sku = f"SKU{abs(hash((tuple(attributes.items()), price))):x}"
-    return json.dumps(
-        {"product": {"sku": sku, "attributes": attributes}, "serviceCode": "AmazonEC2"}
-        | {"terms": terms}
-    )
+    product = {"sku": sku, "productFamily": family, "attributes": attributes}
+    return json.dumps({"product": product, "serviceCode": "AmazonEC2", "terms": terms})

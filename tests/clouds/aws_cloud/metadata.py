@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from providers.base import Clock
@@ -11,6 +11,7 @@ from tests.clouds.http_cloud import HttpCloud, Reply, Request, route
 
 _TEXT = {"Content-Type": "text/plain"}
 _LONGEST = 21600
+_ROLES = "iam/security-credentials"
 
 
 class Metadata(HttpCloud):
@@ -18,6 +19,7 @@ class Metadata(HttpCloud):
 
     Attributes:
         tokens_expire: after so many seconds, whatever TTL was asked for; None: as asked for.
+        role: of the machine's instance profile, whose passing keys it hands out; "" for none.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -26,13 +28,15 @@ class Metadata(HttpCloud):
         self.tags: dict[str, str] | None = None  # None: InstanceMetadataTags is not enabled
         self.user_data = b""
         self.tokens_expire: float | None = None
+        self.role = ""
+        self.key_id = f"ASIA{secrets.token_hex(8).upper()}"
         self._tokens: dict[str, float] = {}
-        self._action: datetime | None = None
+        self._action: dict[str, str] | None = None
         self._rebalance: datetime | None = None
 
-    def announce(self, when: datetime) -> None:
+    def announce(self, when: datetime, does: str = "terminate") -> None:
         """The machine will be taken away then."""
-        self._action = when
+        self._action = {"action": does, "time": _stamp(when)}
 
     def recommend(self, when: datetime) -> None:
         """It is at risk of being taken away."""
@@ -67,14 +71,29 @@ class Metadata(HttpCloud):
         return Reply(200, found if isinstance(found, bytes) else str(found).encode(), _TEXT)
 
     def _read(self, path: str) -> Any:
-        if path == "spot/instance-action" and self._action is not None:
-            return {"action": "terminate", "time": _stamp(self._action)}
+        if path == "spot/instance-action":
+            return self._action
         if path == "events/recommendations/rebalance" and self._rebalance is not None:
             return {"noticeTime": _stamp(self._rebalance)}
+        if path.startswith(_ROLES) and self.role:
+            named = path.removeprefix(_ROLES).strip("/")
+            return self.role if not named else self._keys() if named == self.role else None
         if path.startswith("tags/instance") and self.tags is not None:
             name = path.removeprefix("tags/instance").strip("/")
             return self.tags.get(name) if name else "\n".join(self.tags)
         return self.facts.get(path)
+
+    def _keys(self) -> dict[str, str]:
+        now = self.clock.now()
+        return {
+            "Code": "Success",
+            "Type": "AWS-HMAC",
+            "LastUpdated": _stamp(now),
+            "AccessKeyId": self.key_id,
+            "SecretAccessKey": secrets.token_urlsafe(30),
+            "Token": secrets.token_urlsafe(60),
+            "Expiration": _stamp(now + timedelta(hours=6)),
+        }
 
 
 def _stamp(when: datetime) -> str:

@@ -7,6 +7,7 @@ written into moto's objects so that Describe and its filters show it.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -31,6 +32,10 @@ _HOURS_A_MONTH = 730
 BY_USER = ("Client.UserInitiatedShutdown", "User initiated shutdown")
 FROM_INSIDE = ("Client.InstanceInitiatedShutdown", "Instance initiated shutdown")
 INTERRUPTED = ("Server.SpotInstanceTermination", "Spot instance termination")
+INTERRUPTED_STOP = ("Server.SpotInstanceShutdown", "Spot instance shutdown")
+NO_ROOM_AFTER_ALL = ("Server.InsufficientInstanceCapacity", "Insufficient capacity to launch")
+FAILED_INSIDE = ("Server.InternalError", "Internal error on launch")
+NO_KEY_FOR_DISK = ("Client.InternalError", "Client error on launch")  # of KMS, for instance
 
 
 @dataclass
@@ -43,6 +48,8 @@ class Times:
         unseen: a new instance is not in any answer, nor known by its id.
         stale: an ended instance is still shown as running.
         forget: until a terminated instance is forgotten.
+        disks: from terminated until its volumes and interfaces are gone, too.
+        resurrect: until a persistent request launches again what was terminated.
         quota_held: an ended instance still counts while its spot request is not cancelled.
     """
 
@@ -51,20 +58,34 @@ class Times:
     unseen: float = 0
     stale: float = 0
     forget: float = 3600
+    disks: float = 0
+    resurrect: float = 30
     quota_held: float = 60
 
 
 @dataclass
 class SpotRequest:
-    """What stands behind every spot instance."""
+    """What stands behind every spot instance.
+
+    Attributes:
+        instance_id: of the instance that it has now; "" while it waits for one.
+        behaviour: what an interruption does.
+        closed: its status code, when it ended or an interruption is announced.
+        ended: when its instance did.
+        price: the most that is paid an hour, as AWS writes it; the on-demand price without a bid.
+    """
 
     id: str
+    region: str
     instance_id: str
     created: datetime
     tags: dict[str, str]
-    price: str
+    persistent: bool = False
+    behaviour: str = "terminate"
+    price: str = ""
     cancelled: datetime | None = None
-    closed: str | None = None  # its status code, when it ended
+    closed: str | None = None
+    ended: datetime | None = None
 
 
 @dataclass
@@ -94,6 +115,10 @@ class Rental:
     terminated: bool = False
     taken_at: datetime | None = None  # when its interruption strikes
     volumes: list[str] = field(default_factory=list)
+    forgotten: bool = False  # its entry is gone
+    swept: bool = False  # its volumes and interfaces are gone, too
+    fails: tuple[str, str] | None = None  # why its launch, which was accepted, comes to nothing
+    params: dict[str, str] = field(default_factory=dict)  # of its launch
 
     @property
     def alive(self) -> bool:
@@ -102,7 +127,13 @@ class Rental:
 
 
 class Rentals:
-    """All instances of an account."""
+    """All instances of an account.
+
+    Attributes:
+        launch_fails: why the next launches are accepted, and then end by themselves.
+        ends_due: (region, instance id) of what a timer of the cloud's own ends now.
+        relaunch: launches again what a persistent request has lost.
+    """
 
     def __init__(self, clock: Clock, market: Market) -> None:
         self.clock = clock
@@ -110,6 +141,10 @@ class Rentals:
         self.books = Books()
         self.times = Times()
         self.all: dict[str, Rental] = {}
+        self.requests: dict[str, SpotRequest] = {}
+        self.launch_fails: list[tuple[str, str]] = []
+        self.ends_due: Callable[[datetime], list[tuple[str, str]]] = lambda _: []
+        self.relaunch: Callable[[Rental], None] = lambda _: None
         self.lock = threading.RLock()
 
     # ------------------------------------------------------------------ beginning
@@ -117,9 +152,11 @@ class Rentals:
     def add(self, rental: Rental) -> None:
         """One is launched; it does not bill yet, its volumes do."""
         self.all[rental.id] = rental
+        rental.fails = self.launch_fails.pop(0) if self.launch_fails else None
         self.books.begin("instance", rental.id, rental.name, Decimal(0), rental.launched)
-        for device, mapping in rental.instance.block_device_mapping.items():
-            del device
+        if rental.request is not None:
+            self.requests[rental.request.id] = rental.request
+        for mapping in rental.instance.block_device_mapping.values():
             rental.volumes.append(mapping.volume_id)
             size = rental.instance.ec2_backend.get_volume(mapping.volume_id).size
             self.begin_volume(mapping.volume_id, rental.name, int(size))
@@ -139,34 +176,52 @@ class Rentals:
     def advance(self) -> None:
         """Bring everything to the present."""
         now = self.clock.now()
+        for region, instance_id in self.ends_due(now):
+            due = self.all.get(instance_id)
+            if due is not None and due.region == region:
+                self.end(due, BY_USER, now)
         for rental in list(self.all.values()):
-            if rental.terminated:
-                self._forget(rental, now)
-                continue
             if rental.alive:
                 self._live(rental, now)
-            if rental.ended is not None:
+            if rental.ended is not None and not rental.terminated:
                 self._die(rental, now)
+            if rental.terminated:
+                self._fade(rental, now)
 
     def _live(self, rental: Rental, now: datetime) -> None:
         if rental.stopped:
             return
         if not rental.running and _since(rental.launched, now) >= self.times.boot:
-            rental.running = True
-            self._show(rental, "running")
-            self.books.reprice(rental.id, rental.price, now)
-            if rental.machine is not None:
-                rental.instance.nics[0].public_ip = rental.machine.address[0]
-                rental.machine.start()
-            else:
-                rental.instance.nics[0].public_ip = _made_up(rental.id)
+            if rental.fails is not None:
+                self.end(rental, rental.fails, now, at_once=True)
+                return
+            self._run(rental, now)
         if rental.taken_at is not None and now >= rental.taken_at:
-            self.end(rental, INTERRUPTED, rental.taken_at, at_once=True)
+            self._take(rental, rental.taken_at)
         elif rental.machine is not None and rental.machine.off.is_set():
             if rental.instance.instance_initiated_shutdown_behavior == "terminate":
                 self.end(rental, FROM_INSIDE, now)
             else:
                 self.stop(rental, FROM_INSIDE)
+
+    def _run(self, rental: Rental, now: datetime) -> None:
+        """It runs: from now on it bills, and has a public address, which bills, too."""
+        rental.running = True
+        self._show(rental, "running")
+        self.books.reprice(rental.id, rental.price, now)
+        nic = rental.instance.nics[0]
+        nic.public_ip = rental.machine.address[0] if rental.machine else _made_up(rental.id)
+        self.books.begin("address", _address(rental, now), rental.name, ADDRESS_HOUR, now)
+        if rental.machine is not None:
+            rental.machine.start()
+
+    def _take(self, rental: Rental, when: datetime) -> None:
+        """The interruption strikes."""
+        rental.taken_at = None
+        if rental.request is not None and rental.request.behaviour == "stop":
+            self.stop(rental, INTERRUPTED_STOP)
+        else:
+            self.end(rental, INTERRUPTED, when, at_once=True)
 
     def _die(self, rental: Rental, now: datetime) -> None:
         assert rental.ended is not None
@@ -177,22 +232,39 @@ class Rentals:
         if past < stale + self.times.end and not rental.ended_at_once:
             self._show(rental, "shutting-down", rental.why)
             return
-        kept = set(rental.instance.block_device_mapping)
-        rental.instance.terminate()
         rental.terminated = True
         self._show(rental, "terminated", rental.why)
-        rental.instance._reason = "" if rental.why[0].startswith("Server") else "User initiated"
-        del kept
-        for volume_id in rental.volumes:
-            if volume_id not in rental.instance.ec2_backend.volumes:
-                self.books.end(volume_id, now)
-        if rental.request is not None and rental.request.closed is None:
-            rental.request.closed = "instance-terminated-by-user"
-
-    def _forget(self, rental: Rental, now: datetime) -> None:
-        assert rental.ended is not None
-        if _since(rental.ended, now) < self.times.forget:
+        request = rental.request
+        if request is None:
             return
+        request.ended = request.ended or rental.ended
+        if request.persistent and request.cancelled is None:
+            request.instance_id, request.closed, request.ended = "", None, None
+        elif request.closed is None:
+            request.closed = "instance-terminated-by-user"
+
+    def _fade(self, rental: Rental, now: datetime) -> None:
+        """What stays of a terminated instance goes: its disks, then its entry."""
+        assert rental.ended is not None
+        past = _since(rental.ended, now)
+        if not rental.swept and past >= self.times.disks:
+            rental.swept = True
+            rental.instance.terminate()
+            self._show(rental, "terminated", rental.why)
+            rental.instance._reason = "" if rental.why[0].startswith("Server") else "User initiated"
+            for nic in rental.instance.nics.values():
+                if not nic.delete_on_termination:
+                    nic.instance, nic.attachment_id, nic.status = None, None, "available"
+            for volume_id in rental.volumes:
+                if volume_id not in rental.instance.ec2_backend.volumes:
+                    self.books.end(volume_id, now)
+        request = rental.request
+        waits = request is not None and not request.instance_id and request.cancelled is None
+        if waits and past >= self.times.resurrect:
+            self.relaunch(rental)
+        if past < self.times.forget or rental.forgotten:
+            return
+        rental.forgotten = True
         reservations = rental.instance.ec2_backend.reservations
         for key in [k for k, r in reservations.items() if rental.instance in r.instances]:
             del reservations[key]
@@ -207,6 +279,7 @@ class Rentals:
             return
         rental.ended, rental.why, rental.ended_at_once = when, why, at_once
         self.books.end(rental.id, when)
+        self._give_address_back(rental, when)
         if rental.machine is not None:
             rental.machine.kill()
 
@@ -214,6 +287,7 @@ class Rentals:
         """It stops: its volumes bill on."""
         rental.stopped, rental.running = True, False
         self.books.reprice(rental.id, Decimal(0), self.clock.now())
+        self._give_address_back(rental, self.clock.now())
         self._show(rental, "stopped", why)
         if rental.machine is not None:
             rental.machine.kill()
@@ -236,13 +310,15 @@ class Rentals:
         with self.lock:
             rental = self.all[instance_id]
             assert rental.request is not None, "it is on demand"
+            does = rental.request.behaviour
+            code = code.replace("terminated", "stopped") if does == "stop" else code
             rental.taken_at = self.clock.now() + timedelta(seconds=notice)
+            if told and rental.machine is not None:
+                rental.machine.metadata.announce(rental.taken_at, does)
             if told:
                 rental.request.closed = code
-                if rental.machine is not None:
-                    rental.machine.metadata.announce(rental.taken_at)
             self.advance()
-            if not rental.alive:
+            if not rental.alive and not rental.request.persistent:
                 rental.request.closed = code
 
     # ------------------------------------------------------------------ looking
@@ -272,6 +348,11 @@ class Rentals:
             self.advance()
             return {f"{r.region}/{r.id}": r.name for r in self.all.values() if r.alive}
 
+    def _give_address_back(self, rental: Rental, when: datetime) -> None:
+        for key, _ in list(self.books.open("address").items()):
+            if key.startswith(f"{rental.id}@"):
+                self.books.end(key, when)
+
     @staticmethod
     def _show(rental: Rental, state: str, why: tuple[str, str] = ("", "")) -> None:
         rental.instance._state.name = state
@@ -282,6 +363,10 @@ class Rentals:
 
 def _since(then: datetime, now: datetime) -> float:
     return (now - then).total_seconds()
+
+
+def _address(rental: Rental, now: datetime) -> str:
+    return f"{rental.id}@{now.isoformat()}"
 
 
 def _made_up(instance_id: str) -> str:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
 
 from moto.ec2.models import ec2_backends
 from moto.ec2.models.instance_types import INSTANCE_TYPE_OFFERINGS
 
 from tests.clouds.aws_cloud.market import LINUX, SPOT
-from tests.clouds.aws_cloud.rentals import BY_USER, Rental, SpotRequest
+from tests.clouds.aws_cloud.rentals import BY_USER, Rental
 from tests.clouds.aws_cloud.wire import (
     Refused,
     filters,
@@ -22,7 +21,7 @@ from tests.clouds.aws_cloud.wire import (
     form,
     json_reply,
     listed,
-    tag_set,
+    paged,
     without_filters,
     xml,
 )
@@ -32,19 +31,16 @@ if TYPE_CHECKING:
     from tests.clouds.aws_cloud.cloud import AwsCloud
 
 _INSTANCE = re.compile(r"i-([0-9a-f]{8}|[0-9a-f]{17})")
-_REQUEST_KEPT = timedelta(hours=4)
-_PAGE = 1000
 _SHUTTING_DOWN, _RUNNING = {"code": 32, "name": "shutting-down"}, {"code": 16, "name": "running"}
 _ONE_TIME = (
     "You can't stop the Spot Instance '{id}' because it is associated with a one-time Spot "
     "Instance request. You can only stop Spot Instances associated with persistent Spot Instance "
     "requests."
 )
-
-
-def encoded(params: Mapping[str, str]) -> bytes:
-    """A form as it is sent."""
-    return urlencode(params).encode()
+_PROTECTED = (
+    "The instance '{id}' may not be terminated. Modify its 'disableApiTermination' instance "
+    "attribute and try again."
+)
 
 
 # ------------------------------------------------------------------------ instances
@@ -76,6 +72,9 @@ def _remembered(cloud: AwsCloud, rental: Rental) -> bool:
 def terminate(cloud: AwsCloud, region: str, params: Mapping[str, str]) -> Reply:
     """End instances; again and again, if need be. One that is not there, and none is ended."""
     rentals = asked(cloud, region, params)
+    for rental in rentals:
+        if rental.alive and rental.instance.disable_api_termination:
+            raise Refused("OperationNotPermitted", _PROTECTED.format(id=rental.id))
     rows = []
     for rental in rentals:
         before = {"code": rental.instance.state_code, "name": rental.instance.state}
@@ -91,7 +90,7 @@ def stop_or_start(cloud: AwsCloud, region: str, action: str, params: Mapping[str
     """Stop or start on-demand instances; spot ones that are one-time cannot be stopped."""
     rentals = asked(cloud, region, params)
     for rental in rentals:
-        if rental.market == SPOT:
+        if rental.request is not None and not rental.request.persistent:
             raise Refused("UnsupportedOperation", _ONE_TIME.format(id=rental.id))
     rows = []
     for rental in rentals:
@@ -118,7 +117,7 @@ def describe(cloud: AwsCloud, region: str, params: dict[str, str]) -> Reply:
 
     unseen = {id(r.instance) for r in cloud.rentals.all.values() if not seen(r)}
     with _without(ec2_backends[cloud.account][region].reservations, unseen):
-        return cloud.moto(region, without_filters(params, own))
+        return cloud.moto.ask(region, without_filters(params, own))
 
 
 @contextmanager
@@ -147,7 +146,7 @@ def modify(cloud: AwsCloud, region: str, params: dict[str, str]) -> Reply:
     if params.get("DisableApiTermination.Value") == "true" and rental.market == SPOT:
         text = "You cannot enable termination protection for a Spot Instance."
         raise Refused("UnsupportedOperation", text)
-    return cloud.moto(region, params)
+    return cloud.moto.ask(region, params)
 
 
 def console(cloud: AwsCloud, params: Mapping[str, str]) -> Reply:
@@ -168,7 +167,7 @@ def delete_group(cloud: AwsCloud, region: str, request: Request) -> Reply:
         used = {each.id for nic in rental.instance.nics.values() for each in nic.group_set}
         if not rental.terminated and group in used:
             raise Refused("DependencyViolation", f"resource {group} has a dependent object")
-    return cloud.moto(region, request.body, headers=request.headers)
+    return cloud.moto.ask(region, form(request.body))
 
 
 def keep_books(cloud: AwsCloud, params: Mapping[str, str], reply: Reply) -> None:
@@ -195,6 +194,12 @@ def spot_prices(cloud: AwsCloud, region: str, params: Mapping[str, str]) -> Repl
     products = listed(params, "ProductDescription") or wanted.get("product-description", ["*"])
     zones = [params["AvailabilityZone"]] if "AvailabilityZone" in params else None
     zones = zones or wanted.get("availability-zone", ["*"])
+    if "AvailabilityZoneId" in params:
+        if "AvailabilityZone" in params:
+            text = "AvailabilityZone and AvailabilityZoneId cannot be given together"
+            raise Refused("InvalidParameterCombination", text)
+        ids_named = {one: zone for zone, one in _zone_ids(cloud, region).items()}
+        zones = [ids_named.get(params["AvailabilityZoneId"], "none")]
     start = _moment(params.get("StartTime"))
     ids = _zone_ids(cloud, region)
     rows = []
@@ -214,7 +219,7 @@ def spot_prices(cloud: AwsCloud, region: str, params: Mapping[str, str]) -> Repl
                     "availabilityZoneId": ids.get(zone, ""),
                 }
             )
-    page, token = _page(rows, params)
+    page, token = paged(rows, params)
     return xml("DescribeSpotPriceHistory", {"spotPriceHistorySet": page, "nextToken": token})
 
 
@@ -228,17 +233,13 @@ def _since(
     return [change for change in past if change[0] > start][::-1] + before[-1:]
 
 
-def _page(rows: list[Any], params: Mapping[str, str]) -> tuple[list[Any], str]:
-    begin = int(params.get("NextToken") or 0)
-    end = begin + min(int(params.get("MaxResults") or _PAGE), _PAGE)
-    return rows[begin:end], str(end) if end < len(rows) else ""
-
-
 def placement_scores(cloud: AwsCloud, region: str, params: Mapping[str, str]) -> Reply:
     """Scores of the zones of some regions."""
-    if not cloud.market.new_scores_allowed:
-        raise Refused("MaxConfigLimitExceeded", "You have exceeded the limit of configurations")
     regions = listed(params, "RegionName") or [region]
+    asked_for = (*sorted(regions), *sorted(listed(params, "InstanceType")))
+    if not cloud.market.may_score(asked_for, cloud.clock.now()):
+        text = "You have exceeded the limit of configurations"
+        raise Refused("MaxConfigLimitExceededException", text)
     zones = {zone: name for name in regions for zone in _zone_ids(cloud, name).values()}
     rows = cloud.market.placement_scores(zones, listed(params, "InstanceType"))
     return xml("GetSpotPlacementScores", {"spotPlacementScoreSet": rows})
@@ -269,87 +270,6 @@ def products(cloud: AwsCloud, asked_for: dict[str, Any]) -> Reply:
     end = begin + min(int(asked_for.get("MaxResults") or 100), 100)
     more = {"NextToken": str(end)} if end < len(rows) else {}
     return json_reply({"FormatVersion": "aws_v1", "PriceList": rows[begin:end], **more})
-
-
-# ------------------------------------------------------------------------ spot requests
-
-
-def spot_requests(cloud: AwsCloud, region: str, params: Mapping[str, str]) -> Reply:
-    """Describe the requests behind spot instances."""
-    ids, wanted = listed(params, "SpotInstanceRequestId"), filters(params)
-    rows = []
-    for rental, request in _requests(cloud, region):
-        row = _request(rental, request)
-        if ids and request.id not in ids:
-            continue
-        if all(_has(request, row, name, values) for name, values in wanted.items()):
-            rows.append(row)
-    if ids and len(rows) < len(ids) and not wanted:
-        text = f"The spot instance request ID '{ids[0]}' does not exist"
-        raise Refused("InvalidSpotInstanceRequestID.NotFound", text)
-    page, token = _page(rows, params)
-    return xml("DescribeSpotInstanceRequests", {"spotInstanceRequestSet": page, "nextToken": token})
-
-
-def cancel_spot_requests(cloud: AwsCloud, region: str, params: Mapping[str, str]) -> Reply:
-    """Cancel requests; their instances go on."""
-    ids = listed(params, "SpotInstanceRequestId")
-    found = {request.id: request for _, request in _requests(cloud, region)}
-    for each in ids:
-        if each not in found:
-            text = f"The spot instance request ID '{each}' does not exist"
-            raise Refused("InvalidSpotInstanceRequestID.NotFound", text)
-    for each in ids:
-        found[each].cancelled = found[each].cancelled or cloud.clock.now()
-    rows = [{"spotInstanceRequestId": each, "state": "cancelled"} for each in ids]
-    return xml("CancelSpotInstanceRequests", {"spotInstanceRequestSet": rows})
-
-
-def _requests(cloud: AwsCloud, region: str) -> list[tuple[Rental, SpotRequest]]:
-    now = cloud.clock.now()
-    return [
-        (rental, rental.request)
-        for rental in cloud.rentals.all.values()
-        if rental.request is not None
-        and rental.region == region
-        and not (rental.ended and now - rental.ended > _REQUEST_KEPT)
-    ]
-
-
-def _request(rental: Rental, request: SpotRequest) -> dict[str, Any]:
-    if request.closed is not None:
-        state = "cancelled" if request.cancelled else "closed"
-        code = request.closed
-    elif request.cancelled is not None:
-        state, code = "cancelled", "request-canceled-and-instance-running"
-    else:
-        state, code = "active", "fulfilled"
-    stamp = f"{request.created:%Y-%m-%dT%H:%M:%S}.000Z"
-    return {
-        "spotInstanceRequestId": request.id,
-        "instanceId": rental.id,
-        "state": state,
-        "status": {"code": code, "message": "", "updateTime": stamp},
-        "type": "one-time",
-        "instanceInterruptionBehavior": "terminate",
-        "productDescription": LINUX,
-        "createTime": stamp,
-        "tagSet": tag_set(request.tags),
-    }
-
-
-def _has(request: SpotRequest, row: Mapping[str, Any], name: str, values: list[str]) -> bool:
-    if name.startswith("tag:"):
-        return fits(request.tags.get(name.removeprefix("tag:"), ""), values)
-    known = {
-        "instance-id": row["instanceId"],
-        "state": row["state"],
-        "status-code": row["status"]["code"],
-        "spot-instance-request-id": row["spotInstanceRequestId"],
-    }
-    if name not in known:
-        raise Refused("InvalidParameterValue", f"The filter '{name}' is invalid")
-    return fits(known[name], values)
 
 
 def _zone_ids(cloud: AwsCloud, region: str) -> dict[str, str]:

@@ -10,12 +10,16 @@ from xml.sax.saxutils import escape
 
 from tests.clouds.http_cloud import Reply
 
+_PAGE = 1000
 _NAMESPACE = "http://ec2.amazonaws.com/doc/2016-11-15/"
 SERVER_ERRORS = {  # everything else is the client's fault: 400
     "InsufficientInstanceCapacity": 500,
     "InsufficientCapacity": 500,
     "InsufficientVolumeCapacity": 500,
     "InsufficientAddressCapacity": 500,
+    "InsufficientHostCapacity": 500,
+    "InsufficientReservedInstanceCapacity": 500,
+    "BandwidthLimitExceeded": 500,
     "InternalError": 500,
     "InternalFailure": 500,
     "ServerInternal": 500,
@@ -94,6 +98,13 @@ def fits(value: str, patterns: Iterable[str]) -> bool:
         re.fullmatch(re.escape(pattern).replace(r"\*", ".*").replace(r"\?", "."), value)
         for pattern in patterns
     )
+
+
+def paged(rows: list[Any], params: Mapping[str, str]) -> tuple[list[Any], str]:
+    """Cut one page out; return it, and the token of the next ("" for none)."""
+    begin = int(params.get("NextToken") or 0)
+    end = begin + min(int(params.get("MaxResults") or _PAGE), _PAGE)
+    return rows[begin:end], str(end) if end < len(rows) else ""
 
 
 def xml(action: str, content: Mapping[str, Any]) -> Reply:

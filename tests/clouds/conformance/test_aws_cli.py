@@ -144,7 +144,9 @@ def test_schedules(cli: Cli) -> None:
         *("--schedule-expression", f"at({when:%Y-%m-%dT%H:%M:%S})"),
         *("--target", json.dumps(target)),
     )
-    assert cli.says("scheduler", "get-schedule", *name)["Target"] == target
+    shown = cli.says("scheduler", "get-schedule", *name)["Target"]
+    assert shown.pop("RetryPolicy")["MaximumRetryAttempts"] == 185  # by default
+    assert shown == target
     listed = cli.says("scheduler", "list-schedules", "--name-prefix", "gpuctl-")["Schedules"]
     assert [row["Name"] for row in listed] == ["gpuctl-box"]
     cli.says("scheduler", "delete-schedule", *name)

@@ -5,6 +5,7 @@ The SDK ignores what it does not know, and an empty value where it expects one; 
 
 from __future__ import annotations
 
+import json
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +15,8 @@ import pytest
 from tests.clouds.aws_cloud import AwsCloud
 from tests.clouds.http_cloud import Reply, Request
 from tests.clouds.memory_cloud import HandClock
-from tests.clouds.test_aws_cloud import START, client, launch
+from tests.clouds.test_aws_cloud import DLAMI, START, client, launch, schedule
+from tests.clouds.test_aws_switches import fleet, template
 
 pytestmark = pytest.mark.conformance
 
@@ -89,6 +91,29 @@ def everything(cloud: AwsCloud, ec2: Any) -> dict[str, Callable[[str], object]]:
         "DescribeImages": lambda _: ec2.describe_images(Owners=["898082745236"]),
         "DescribeVolumes": lambda _: ec2.describe_volumes(),
         "DescribeSubnets": lambda _: ec2.describe_subnets(),
+        "DescribeAvailabilityZones": lambda _: ec2.describe_availability_zones(),
+        "DescribeInstanceTypes": lambda _: ec2.describe_instance_types(
+            Filters=[{"Name": "instance-type", "Values": ["g5.*"]}]
+        ),
+        "DescribeNetworkInterfaces": lambda _: ec2.describe_network_interfaces(),
+        "DescribeSecurityGroups": lambda _: ec2.describe_security_groups(),
+        "CreateSecurityGroup": lambda _: group(ec2),
+        "AuthorizeSecurityGroupIngress": lambda _: ec2.authorize_security_group_ingress(
+            GroupId=group(ec2),
+            IpPermissions=[{"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22}],
+        ),
+        "ModifyInstanceAttribute": lambda i: ec2.modify_instance_attribute(
+            InstanceId=i, InstanceInitiatedShutdownBehavior={"Value": "terminate"}
+        ),
+        "CreateFleet": lambda _: fleet(ec2, template(ec2)),
+        "DeleteVolume": lambda _: ec2.delete_volume(
+            VolumeId=ec2.create_volume(AvailabilityZone="us-east-1a", Size=8)["VolumeId"]
+        ),
+        "DeleteNetworkInterface": lambda _: ec2.delete_network_interface(
+            NetworkInterfaceId=ec2.create_network_interface(
+                SubnetId=ec2.describe_subnets()["Subnets"][0]["SubnetId"]
+            )["NetworkInterface"]["NetworkInterfaceId"]
+        ),
         "CancelSpotInstanceRequests": lambda i: ec2.cancel_spot_instance_requests(
             SpotInstanceRequestIds=[cloud.rentals.all[i].request.id]  # type: ignore[union-attr]
         ),
@@ -96,7 +121,15 @@ def everything(cloud: AwsCloud, ec2: Any) -> dict[str, Callable[[str], object]]:
     }
 
 
+def group(ec2: Any) -> str:
+    """Make a security group."""
+    return str(ec2.create_security_group(GroupName="g", Description="d")["GroupId"])
+
+
 ACTIONS = (
+    *("DescribeAvailabilityZones", "DescribeInstanceTypes", "DescribeNetworkInterfaces"),
+    *("DescribeSecurityGroups", "CreateSecurityGroup", "AuthorizeSecurityGroupIngress"),
+    *("ModifyInstanceAttribute", "CreateFleet", "DeleteVolume", "DeleteNetworkInterface"),
     *("RunInstances", "DescribeInstances", "DescribeInstanceStatus", "DescribeImages"),
     *("DescribeSpotInstanceRequests", "DescribeSpotPriceHistory", "GetSpotPlacementScores"),
     *("GetConsoleOutput", "DescribeVolumes", "DescribeSubnets", "CancelSpotInstanceRequests"),
@@ -115,5 +148,99 @@ def test_replies_are_those_of_the_model(
         everything(cloud, ec2)[action](instance)
     [*_, (_, body)] = [one for one in replies if one[0].endswith("/" + action)]
     shape = ec2.meta.service_model.operation_model(action).output_shape
+    if shape is None:
+        return  # nothing but an acknowledgement
     wrong = sorted(set(wrong_in(ET.fromstring(body), shape, action)))  # noqa: S314
+    assert not wrong, "\n".join(wrong)
+
+
+# ------------------------------------------------------------------ the services that speak JSON
+
+
+def odd_in(value: object, shape: Any, path: str) -> Iterator[str]:
+    """Yield what a JSON value has that its shape does not allow."""
+    kind = shape.type_name
+    if kind == "structure" and isinstance(value, dict):
+        for name, inner in value.items():
+            if name in shape.members:
+                yield from odd_in(inner, shape.members[name], f"{path}/{name}")
+            else:
+                yield f"{path}/{name} is not in the model"
+        for name in shape.required_members:
+            if name not in value:
+                yield f"{path}/{name} is missing"
+    elif kind == "list" and isinstance(value, list):
+        for inner in value:
+            yield from odd_in(inner, shape.member, f"{path}[]")
+    elif not isinstance(value, _JSON.get(kind, object)):
+        yield f"{path} is {value!r}, not a {kind}"
+    elif getattr(shape, "enum", None) and value not in shape.enum:
+        yield f"{path} is {value!r}, none of {shape.enum}"
+
+
+_JSON: dict[str, Any] = {
+    "string": str,
+    "integer": int,
+    "long": int,
+    "double": (int, float),
+    "timestamp": (int, float),
+    "boolean": bool,
+    "structure": dict,
+    "list": list,
+}
+
+
+def asked_in_json(cloud: AwsCloud) -> dict[str, tuple[str, Callable[[Any], object]]]:
+    """What is asked of services that speak JSON: the service, and how."""
+    region = {"Type": "TERM_MATCH", "Field": "regionCode", "Value": "us-east-1"}
+    kind = {"Type": "TERM_MATCH", "Field": "instanceType", "Value": "g5.xlarge"}
+    quota = {"ServiceCode": "ec2", "QuotaCode": "L-3819A6DF"}
+    return {
+        "GetProducts": (
+            "pricing",
+            lambda c: c.get_products(ServiceCode="AmazonEC2", Filters=[region, kind]),
+        ),
+        "GetServiceQuota": ("service-quotas", lambda c: c.get_service_quota(**quota)),
+        "ListServiceQuotas": (
+            "service-quotas",
+            lambda c: c.list_service_quotas(ServiceCode="ec2"),
+        ),
+        "GetParameter": ("ssm", lambda c: c.get_parameter(Name=DLAMI)),
+        "CreateScheduleGroup": ("scheduler", lambda c: c.create_schedule_group(Name="g")),
+        "GetScheduleGroup": (
+            "scheduler",
+            lambda c: (c.create_schedule_group(Name="g"), c.get_schedule_group(Name="g")),
+        ),
+        "CreateSchedule": ("scheduler", lambda _: schedule(cloud)),
+        "GetSchedule": (
+            "scheduler",
+            lambda c: (schedule(cloud), c.get_schedule(Name="gpuctl-x")),
+        ),
+        "ListSchedules": (
+            "scheduler",
+            lambda c: (schedule(cloud), c.list_schedules(NamePrefix="gpuctl-")),
+        ),
+        "DeleteSchedule": (
+            "scheduler",
+            lambda c: (schedule(cloud), c.delete_schedule(Name="gpuctl-x")),
+        ),
+    }
+
+
+JSON_ACTIONS = (
+    *("GetProducts", "GetServiceQuota", "ListServiceQuotas", "GetParameter", "GetSchedule"),
+    *("CreateScheduleGroup", "GetScheduleGroup", "CreateSchedule", "ListSchedules"),
+    "DeleteSchedule",
+)
+
+
+@pytest.mark.parametrize("action", JSON_ACTIONS)
+def test_json_replies_are_those_of_the_model(
+    cloud: AwsCloud, replies: list[tuple[str, bytes]], action: str
+) -> None:
+    service, ask = asked_in_json(cloud)[action]
+    asking = client(cloud, service)
+    ask(asking)
+    shape = asking.meta.service_model.operation_model(action).output_shape
+    wrong = sorted(set(odd_in(json.loads(replies[-1][1]), shape, action)))
     assert not wrong, "\n".join(wrong)

@@ -264,3 +264,48 @@ def test_the_rest_of_the_api(cloud: Watched, clock: HandClock) -> None:
         ask(cloud, "DELETE", f"/{kind}/{number}")
     ask(cloud, "DELETE", server)
     ask(cloud, "GET", "/actions?id=4000001&id=4000002")
+
+
+def test_what_hangs_together(cloud: Watched, clock: HandClock) -> None:
+    number = int(cloud.add_foreign())  # in nbg1
+    clock.pass_time(30)
+    server = f"/servers/{number}"
+    to = [{"type": "server", "server": {"id": number}}]
+    rule = {"direction": "in", "protocol": "tcp", "port": "22", "source_ips": ["0.0.0.0/0"]}
+    wall = ask(cloud, "POST", "/firewalls", {"name": "w", "rules": [rule]})["firewall"]["id"]
+    volume = ask(cloud, "POST", "/volumes", {"name": "v", "size": 10, "location": "nbg1"})
+    volume = volume["volume"]["id"]
+    address = {"name": "ip", "type": "ipv4", "location": "nbg1", "assignee_type": "server"}
+    spare = ask(cloud, "POST", "/primary_ips", address)["primary_ip"]["id"]
+    floating = {"type": "ipv4", "home_location": "nbg1", "name": "f", "description": "d"}
+    float_id = ask(cloud, "POST", "/floating_ips", floating)["floating_ip"]["id"]
+    assign = {"assignee_id": number, "assignee_type": "server"}
+    protect = ({"delete": True}, {"delete": False})
+    shown = ask(cloud, "GET", server)["server"]["public_net"]["ipv4"]["id"]
+    for method, path, body in (
+        ("POST", f"/firewalls/{wall}/actions/apply_to_resources", {"apply_to": to}),
+        ("POST", f"/firewalls/{wall}/actions/apply_to_resources", {"apply_to": to}),
+        ("POST", f"/firewalls/{wall}/actions/set_rules", {"rules": [rule]}),
+        ("GET", "/firewalls", None),
+        ("DELETE", f"/firewalls/{wall}", None),
+        ("POST", f"/volumes/{volume}/actions/attach", {"server": number}),
+        ("POST", f"/volumes/{volume}/actions/attach", {"server": number}),
+        ("GET", server, None),
+        ("POST", f"/volumes/{volume}/actions/detach", None),
+        *(("POST", f"/volumes/{volume}/actions/change_protection", one) for one in protect),
+        ("DELETE", f"/volumes/{volume}", None),
+        ("POST", f"/primary_ips/{spare}/actions/assign", assign),
+        ("POST", f"{server}/actions/poweroff", None),
+        ("POST", f"/primary_ips/{shown}/actions/unassign", None),
+        ("POST", f"/primary_ips/{spare}/actions/assign", assign),
+        *(("POST", f"/primary_ips/{spare}/actions/change_protection", one) for one in protect),
+        ("GET", "/primary_ips", None),
+        ("GET", "/floating_ips", None),
+        ("DELETE", f"/floating_ips/{float_id}", None),
+        ("POST", f"/firewalls/{wall}/actions/remove_from_resources", {"remove_from": to}),
+        ("DELETE", server, None),
+    ):
+        ask(cloud, method, path, body)
+        clock.pass_time(10)
+    assert list(cloud.bills("server")) == []
+    assert set(cloud.bills("primary_ip")) == {str(spare), str(shown)}

@@ -95,6 +95,10 @@ def wrong_with(request: Request, reply: Reply) -> list[str]:
         if not str(reply.headers.get("Content-Type")).startswith("application/problem+json"):
             wrong.append(f"an error of type {reply.headers.get('Content-Type')}")
         wrong += problems("/components/schemas/ErrorResponse", reply.body)
+    elif reply.stream is not None:
+        described = operation["responses"]["200"]["content"]
+        if list(described) != [reply.headers.get("Content-Type")]:
+            wrong.append(f"a stream of type {reply.headers.get('Content-Type')}")
     elif reply.status != 204:
         pointer = f"{here}/responses/{reply.status}/content/application~1json/schema"
         wrong += problems(pointer, reply.body)
@@ -176,6 +180,51 @@ def test_volumes(runpod: RunpodProvider, cloud: RunpodCloud) -> None:
     [left] = runpod.leftovers()
     assert session.get(f"{cloud.url}/v2/network-volumes/{left.id}").json()["size"] == 10
     runpod.remove(left)
+
+
+def test_what_becomes_of_a_pod_besides(
+    runpod: RunpodProvider, cloud: RunpodCloud, clock: HandClock
+) -> None:
+    """Changes, logs, a lock, a cluster: what people do to pods in the console."""
+    made = runpod.create(order(runpod, Want(gpus=("RTX-4090",))))
+    session, url = client(cloud), f"{cloud.url}/v2/pods/{made.provider_id}"
+    for body, status in (
+        ({"name": "renamed", "locked": True}, 200),
+        ({"env": {"A": "b"}, "disk": 30, "ports": ["22/tcp"]}, 200),
+        ({"mounts": {"persistent": {"size": 10, "path": "/w"}}}, 400),
+        ({"spot": True}, 422),
+    ):
+        assert session.patch(url, json=body).status_code == status
+    assert session.post(f"{url}/action", json={"action": "stop"}).status_code == 409
+    with session.get(f"{url}/logs?source=system&tail=5", stream=True, timeout=5) as said:
+        first = next(said.iter_lines(1))
+    assert first.startswith(b"id: 2026-11-21T12:00:00Z/")
+    assert session.get(f"{url}/logs?tail=9999").status_code == 400
+    cloud.account.pods[made.provider_id].cluster = "cluster_1"
+    assert [one.provider_id for one in runpod.list()] == [made.provider_id]
+    assert session.get(f"{cloud.url}/v2/pods").json()["pods"] == []
+    assert session.delete(url).status_code == session.patch(url, json={"name": "y"}).status_code
+    assert session.delete(url).status_code == 409
+
+
+def test_what_an_account_has_besides(cloud: RunpodCloud) -> None:
+    session = client(cloud)
+    keys = {"keys": ["ssh-ed25519 AAAA me"]}
+    assert session.put(f"{cloud.url}/v2/account/ssh-keys", json=keys).json() == keys
+    assert session.get(f"{cloud.url}/v2/account/ssh-keys").json() == keys
+    assert session.put(f"{cloud.url}/v2/account/ssh-keys", json={}).status_code == 422
+    body = {"name": "x", "size": 10, "dataCenter": "EU-RO-1", "type": "HIGH_PERFORMANCE"}
+    volume = session.post(f"{cloud.url}/v2/network-volumes", json=body).json()
+    url = f"{cloud.url}/v2/network-volumes/{volume['id']}"
+    assert session.patch(url, json={"size": 20}).json()["size"] == 20
+    assert session.patch(url, json={"size": 10}).status_code == 400
+    assert session.patch(url, json={}).status_code == 422
+    for path in ("cpus/cpu3c", "datacenters/EU-RO-1"):
+        assert session.get(f"{cloud.url}/v2/catalog/{path}").status_code == 200
+    for path in ("cpus/cpu9z", "datacenters/MOON-1"):
+        assert session.get(f"{cloud.url}/v2/catalog/{path}").status_code == 404
+    query = "include=AVAILABILITY&product=POD&cudaVersions=12.8&minCudaVersion=12.8"
+    assert session.get(f"{cloud.url}/v2/catalog/gpus?{query}").status_code == 400
 
 
 REFUSED: list[tuple[str, Callable[[RunpodCloud], object]]] = [

@@ -18,7 +18,8 @@ import requests
 
 from providers.base import ProviderError, Want
 from tests.clouds.http_cloud import Reply, Request
-from tests.clouds.vastai_cloud import Host
+from tests.clouds.vastai_cloud import Host, VastCloud
+from tests.clouds.vastai_cloud.switches import THRESHOLDS
 from tests.providers.vastai_bench import VastBench, vast_bench
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -195,8 +196,70 @@ def test_the_documented_thresholds_are_those_that_are_kept() -> None:
         "list": "show_instances",
         "destroy": "destroy_instance",
         "charges": "show_charges",
+        "label": "label_instance",
         "add-key": "create_ssh_key",
     }
     for ours, theirs in told.items():
         rate = operations()[theirs].get("x-rate-limit", {})
         assert LIMITS[ours].seconds >= float(rate["threshold"]), theirs
+
+
+def test_the_emulations_limits_are_the_published_ones() -> None:
+    """Each that is published for something that the emulation serves, and no other number."""
+    seen = 0
+    for name, file in operations().items():
+        rate = file.get("x-rate-limit", {})
+        seconds = rate.get("threshold") or (60 if "requests" in rate else None)
+        for template, verbs in file["paths"].items():
+            path = re.sub(r"\{[^/]+?\}", "5", template).rstrip("/") + "/"
+            for verb in verbs if seconds is not None else ():
+                kept = [
+                    (calls, kept_seconds)
+                    for method, pattern, calls, kept_seconds in THRESHOLDS
+                    if method == verb.upper() and re.search(pattern, path)
+                ]
+                served = any(
+                    method == verb.upper() and regex.match(path)
+                    for handler in dir(VastCloud)
+                    for method, regex in getattr(getattr(VastCloud, handler), "routes", ())
+                )
+                if kept or served:
+                    assert kept == [(rate.get("requests", 1), float(seconds))], (name, kept)
+                    seen += 1
+    assert seen >= 20
+
+
+def test_what_gpuctl_never_asks(vast: VastBench) -> None:
+    witness = Witness(vast)
+    vast.cloud.switches.pacing = 0
+    machine = vast.provider.create(vast.order())
+    id, url = machine.provider_id, vast.cloud.url
+    headers = {"Authorization": f"Bearer {vast.cloud.key}"}
+    hook = {"name": "w", "webhook_url": "https://x.test", "event_types": ["client:outbid"]}
+    copied = {"src_id": "1", "dst_id": "2", "src_path": "/a", "dst_path": "/b"}
+    for method, path, body in (
+        ("POST", "/webhooks/", hook),
+        ("POST", "/webhooks/", {**hook, "webhook_url": "http://x.test"}),
+        ("GET", "/webhooks/", None),
+        ("DELETE", "/webhooks/5/", {}),
+        ("PUT", "/volumes/", {"id": 101, "size": 20}),
+        ("DELETE", "/volumes/", {"id": 5}),
+        ("POST", "/volumes/search/", {}),
+        ("PUT", f"/instances/{id}/", {"label": "x"}),
+        ("PUT", f"/instances/prepay/{id}/", {"amount": 1.0}),
+        ("PUT", f"/instances/prepay/{id}/", {"amount": 900.0}),
+        ("PUT", f"/instances/reboot/{id}/", {}),
+        ("PUT", "/instances/reboot/5/", {}),
+        ("PUT", f"/instances/command/{id}/", {"command": "ls"}),
+        ("PUT", f"/instances/command/{id}/", {"command": "cat"}),
+        ("PUT", f"/instances/request_logs/{id}/", {"tail": "10"}),
+        ("PUT", "/commands/copy_direct/", copied),
+        ("GET", f"/instances/balance/{id}/", None),
+        ("GET", f"/instances/{id}/ssh/", None),
+    ):
+        said = requests.request(
+            method, f"{url}/api/v0{path}", json=body, headers=headers, timeout=5
+        )
+        assert said.status_code != 404 or "5" in path or body == {"id": 5}, path
+    assert witness.found == []
+    assert len({name for name, _ in witness.seen}) > 14, witness.seen

@@ -228,6 +228,31 @@ def test_what_the_command_sends_is_what_the_contract_recorded(
     assert contract.env == {"FOO": "bar"}
 
 
+def test_volumes_jobs_and_copies(cloud: VastCloud, tmp_path: Path) -> None:
+    """The rest of what it can ask for: all of it is answered as it expects."""
+    found = json.loads(cli(cloud, tmp_path, "search", "volumes", "--raw").stdout)
+    assert {row["id"] for row in found} == {host.id for host in cloud.contracts.hosts}
+    made = cli(cloud, tmp_path, "create", "volume", "101", "-s", "20", "-n", "v")
+    assert "V." in made.stdout, made
+    [volume] = json.loads(cli(cloud, tmp_path, "show", "volumes", "--raw").stdout)
+    assert (volume["label"], volume["disk_space"]) == ("v", 20)
+    assert list(cloud.contracts.books.open("volume")) == [volume["name"]]
+    cli(cloud, tmp_path, "delete", "volume", str(volume["id"]))
+    assert cloud.contracts.books.open() == {}
+    id = sdk(cloud, tmp_path, RENT + "say(id)")
+    words = ("--schedule", "DAILY", "--day", "*", "--hour", "3")
+    cli(cloud, tmp_path, "reboot", "instance", str(id), *words)
+    [job] = cloud.jobs.values()
+    assert (job["api_endpoint"], job["request_method"]) == (
+        f"/api/v0/instances/reboot/{id}/",
+        "PUT",
+    )
+    cli(cloud, tmp_path, "copy", f"{id}:/a", f"{id}:/b")
+    [copied] = cloud.requests("PUT", "/commands/copy_direct/")
+    assert copied.status == 200
+    assert {line.status for line in cloud.log} == {200}
+
+
 # ---------------------------------------------------------------------------- beside gpuctl
 
 

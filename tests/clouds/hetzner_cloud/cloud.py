@@ -13,6 +13,7 @@ from typing import Any
 from providers.base import Clock
 from tests.clouds.hetzner_cloud.errors import DRAINED, READ_ONLY, UNAUTHORIZED, ApiError
 from tests.clouds.hetzner_cloud.machine import Machine
+from tests.clouds.hetzner_cloud.metadata import Metadata
 from tests.clouds.hetzner_cloud.project import Pace, Project, Server
 from tests.clouds.hetzner_cloud.resources import ResourceRoutes
 from tests.clouds.hetzner_cloud.rules import page
@@ -153,10 +154,12 @@ class HetznerCloud(ResourceRoutes):
             if error.code == "invalid_input" and self.project.switches.details_null:
                 error = ApiError(error.status, error.code, error.message)
             return error.reply()
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, KeyError):
             return ApiError(400, "json_error", "invalid JSON").reply()
 
     def nothing_there(self, request: Request) -> Reply:
+        if any(regex.match(request.path) for _, regex, _ in self._routes):
+            return ApiError(405, "method_not_allowed", "method not allowed").reply()
         return ApiError(404, "not_found", "page not found").reply()
 
     def adorn(self, request: Request, reply: Reply) -> Reply:
@@ -216,6 +219,7 @@ class HetznerCloud(ResourceRoutes):
             server.keys,
             server.user_data,
             self.project.switches.ssh_refused_for,
+            Metadata(self.clock, server.facts, ip, server.user_data),
         )
 
 

@@ -21,6 +21,7 @@ class Switches:
     capacity_out: set[tuple[str, str]] = field(default_factory=set)  # (type, location); "*" = any
     error_on_success_action: bool = False  # actions carry an error whatever their status
     create_action_fails: bool = False  # accepted, and then the action ends with an error
+    delete_action_fails: int = 0  # so many deletions are accepted, and then the server runs on
     shutdown_ignored: bool = False  # ACPI: the action succeeds, the server runs on
     auto_delete_false: bool = False  # addresses made with a server stay when it goes
     locked_for_s: float = 0  # a new server cannot be changed for so long

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from tests.clouds.hetzner_cloud.metadata import Metadata
 from tests.clouds.rented import Rented
 from tests.waiting import until
 
@@ -33,6 +34,18 @@ setsid sh -c "sleep $(( ${when#+} * 60 )); touch /run/poweroff-asked" >/dev/null
 echo $! > /run/shutdown.pid
 """
 _POWEROFF = "#!/bin/sh\ntouch /run/poweroff-asked\n"
+# Only timers: `systemd-run --on-active=SECONDSs ... COMMAND`.
+_SYSTEMD_RUN = """#!/bin/sh
+while :; do
+  case "$1" in
+    --on-active=*) delay=${1#--on-active=} ;;
+    --*) ;;
+    *) break ;;
+  esac
+  shift
+done
+(sleep "${delay%s}"; exec "$@") </dev/null >/dev/null 2>&1 &
+"""
 _CLOUD_INIT = """#!/bin/sh
 # Only `cloud-init status --wait`.
 while [ ! -e /run/cloud-init/result.json ]; do sleep 0.2; done
@@ -49,6 +62,8 @@ class Machine:
         keys: of the project that were named at creation.
         user_data: as it was sent.
         ssh_refused_for: seconds from its boot until sshd answers.
+        metadata: what it can ask about itself; HETZNER_METADATA says where, for the address that
+            the real one has cannot be served here.
     """
 
     def __init__(
@@ -58,6 +73,7 @@ class Machine:
         keys: Sequence[str],
         user_data: str,
         ssh_refused_for: float,
+        metadata: Metadata,
     ) -> None:
         self._config = _cloud_config(user_data)
         self._script = user_data if user_data.startswith("#!") else ""
@@ -65,12 +81,20 @@ class Machine:
         given = self._config.get("ssh_keys", {})
         self.rented = Rented(
             folder,
+            env={"HETZNER_METADATA": f"{metadata.url}/hetzner/v1"},
             keys=[*keys, *self._config.get("ssh_authorized_keys", ())],
             host_key=given.get("ed25519_private"),
-            programs={"shutdown": _SHUTDOWN, "poweroff": _POWEROFF, "cloud-init": _CLOUD_INIT},
+            programs={
+                "shutdown": _SHUTDOWN,
+                "poweroff": _POWEROFF,
+                "systemd-run": _SYSTEMD_RUN,
+                "cloud-init": _CLOUD_INIT,
+            },
             address=address,
         )
         self.packages: list[str] = list(self._config.get("packages", ()))  # noted, not installed
+        self._metadata = metadata
+        metadata.__enter__()
         self._ended = threading.Event()
         self._boot: threading.Thread | None = None
 
@@ -93,6 +117,7 @@ class Machine:
         """Power off, and wipe the disk."""
         self.end()
         self.rented.remove()
+        self._metadata.close()
 
     @property
     def asked_to_stop(self) -> bool:

@@ -83,6 +83,7 @@ class Project:
         self.volumes: dict[int, Json] = {}
         self.placement_groups: dict[int, Json] = {}
         self.firewalls: dict[int, Json] = {}
+        self.floating_ips: dict[int, Json] = {}
         self.images: dict[int, Json] = {image["id"]: image for image in images()}
         self._make_machine = make_machine
         self._ids = itertools.count(4_000_001)
@@ -183,7 +184,14 @@ class Project:
         return self.action("shutdown_server", [("server", server.id)], self.pace.other)
 
     def delete_server(self, server: Server) -> Json:
+        before = server.status
         self._set(server, "deleting")
+        if self.switches.delete_action_fails:
+            self.switches.delete_action_fails -= 1
+            self.after(self.pace.delete, lambda: setattr(server, "status", before))
+            error = ApiError(500, "server_error", "the server could not be deleted")
+            kind = [("server", server.id)]
+            return self.action("delete_server", kind, self.pace.delete, error=error)
         for volume in self.volumes.values():
             if volume["server"] == server.id:
                 volume["server"] = None
@@ -216,6 +224,10 @@ class Project:
         self.end_billing("server", server.id)
         for image in [x for x in self.images.values() if x["bound_to"] == server.id]:
             self.images.pop(image["id"])  # backups go with it
+        for wall in self.firewalls.values():
+            wall["applied_to"] = [
+                to for to in wall["applied_to"] if to.get("server", {}).get("id") != server.id
+            ]
         for group in self.placement_groups.values():
             group["servers"] = [one for one in group["servers"] if one != server.id]
         for address in [x for x in self.primary_ips.values() if x["assignee_id"] == server.id]:

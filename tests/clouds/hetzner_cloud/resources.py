@@ -1,4 +1,4 @@
-"""The rest of the API: keys, addresses, volumes, images, groups, firewalls, what is sold."""
+"""The rest of the API: keys, volumes, images, groups, firewalls, what is sold."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from decimal import Decimal
 from typing import Any
 
 from tests.clouds.hetzner_cloud import catalog
+from tests.clouds.hetzner_cloud.addresses import AddressRoutes
 from tests.clouds.hetzner_cloud.errors import NO_DATACENTERS, ApiError, invalid, missing, taken
 from tests.clouds.hetzner_cloud.rules import check_labels, filtered, identity
-from tests.clouds.hetzner_cloud.servers import ServerRoutes
 from tests.clouds.http_cloud import Reply, Request, route
 
 Json = dict[str, Any]
 _HOURS = 730
-_UPDATABLE = ("name", "labels", "auto_delete", "description")
+_MOST_RULES = 50
 
 
-class ResourceRoutes(ServerRoutes):
+class ResourceRoutes(AddressRoutes):
     """Mixed into the cloud."""
 
     # ------------------------------------------------------------------ what is sold
@@ -48,10 +48,6 @@ class ResourceRoutes(ServerRoutes):
     def iso_list(self, request: Request) -> Reply:
         return self.listing(request, "isos", [])
 
-    @route("GET", "/v1/floating_ips")
-    def floating_list(self, request: Request) -> Reply:
-        return self.listing(request, "floating_ips", [])
-
     @route("GET", "/v1/load_balancers")
     def balancer_list(self, request: Request) -> Reply:
         return self.listing(request, "load_balancers", [])
@@ -60,37 +56,6 @@ class ResourceRoutes(ServerRoutes):
     @route("GET", "/v1/datacenters/{id}")
     def datacenters(self, request: Request, id: str = "") -> Reply:
         raise NO_DATACENTERS
-
-    # ------------------------------------------------------------------ what all have alike
-
-    def _kept(self, kind: str) -> dict[int, Json]:
-        found = getattr(self.project, kind)
-        assert isinstance(found, dict)
-        return found
-
-    def _one(self, kind: str, id: str) -> Json:
-        found = self._kept(kind).get(identity(id))
-        if found is None:
-            raise missing(kind[:-1], id)
-        return found
-
-    def _all(self, request: Request, kind: str) -> Reply:
-        return self.listing(request, kind, filtered(request, list(self._kept(kind).values())))
-
-    def _change(self, request: Request, kind: str, id: str) -> Json:
-        found, wanted = self._one(kind, id), request.json() or {}
-        for name in _UPDATABLE:
-            if name in wanted and name in found:
-                found[name] = check_labels(wanted[name]) if name == "labels" else wanted[name]
-        return found
-
-    def _free_name(self, kind: str, name: object) -> str:
-        if not isinstance(name, str) or not name:
-            raise invalid("name", "Missing data for required field.")
-        if any(one["name"] == name for one in self._kept(kind).values()):
-            words = "SSH key name is already used" if kind == "ssh_keys" else "name is already used"
-            raise taken("name", words)
-        return name
 
     # ------------------------------------------------------------------ keys
 
@@ -128,56 +93,6 @@ class ResourceRoutes(ServerRoutes):
     def key_delete(self, request: Request, id: str) -> Reply:
         self.project.ssh_keys.pop(self._one("ssh_keys", id)["id"])
         return Reply(204)
-
-    # ------------------------------------------------------------------ addresses
-
-    @route("GET", "/v1/primary_ips")
-    def address_list(self, request: Request) -> Reply:
-        return self._all(request, "primary_ips")
-
-    @route("GET", "/v1/primary_ips/{id}")
-    def address_get(self, request: Request, id: str) -> Reply:
-        return Reply(200, {"primary_ip": self._one("primary_ips", id)})
-
-    @route("POST", "/v1/primary_ips")
-    def address_create(self, request: Request) -> Reply:
-        wanted = request.json()
-        place = catalog.location(wanted.get("location") or "fsn1")
-        if place is None or wanted.get("type") not in ("ipv4", "ipv6"):
-            raise invalid("location" if place is None else "type", "is not valid")
-        name = self._free_name("primary_ips", wanted.get("name"))
-        made = self.new_address(
-            wanted["type"],
-            name,
-            place,
-            assignee=wanted.get("assignee_id"),
-            auto_delete=bool(wanted.get("auto_delete", False)),
-        )
-        made["labels"] = check_labels(wanted.get("labels"))
-        return Reply(201, {"primary_ip": made, "action": None})
-
-    @route("PUT", "/v1/primary_ips/{id}")
-    def address_update(self, request: Request, id: str) -> Reply:
-        return Reply(200, {"primary_ip": self._change(request, "primary_ips", id)})
-
-    @route("DELETE", "/v1/primary_ips/{id}")
-    def address_delete(self, request: Request, id: str) -> Reply:
-        address = self._one("primary_ips", id)
-        if address["assignee_id"] is not None:
-            raise ApiError(422, "must_be_unassigned", "primary ip must be unassigned")
-        self.project.drop_address(address)
-        return Reply(204)
-
-    @route("POST", "/v1/primary_ips/{id}/actions/unassign")
-    def address_unassign(self, request: Request, id: str) -> Reply:
-        address = self._one("primary_ips", id)
-        server = self.project.servers.get(address["assignee_id"] or 0)
-        if server is not None and server.status != "off":
-            raise ApiError(422, "server_not_stopped", "server must be stopped")
-        address.update(assignee_id=None, assignee_type="unassigned")
-        resources = [("primary_ip", address["id"])]
-        action = self.project.action("unassign_primary_ip", resources, 0)
-        return Reply(201, {"action": self.shown_action(action)})
 
     # ------------------------------------------------------------------ volumes
 
@@ -228,9 +143,17 @@ class ResourceRoutes(ServerRoutes):
         action = self.project.action("detach_volume", [("volume", volume["id"])], 0)
         return Reply(201, {"action": self.shown_action(action)})
 
+    @route("POST", "/v1/volumes/{id}/actions/attach")
+    def volume_attach(self, request: Request, id: str) -> Reply:
+        volume, server = self._one("volumes", id), self.server(str(request.json().get("server")))
+        self.attach(volume, server)
+        resources = [("volume", volume["id"]), ("server", server.id)]
+        action = self.project.action("attach_volume", resources, 0)
+        return Reply(201, {"action": self.shown_action(action)})
+
     @route("DELETE", "/v1/volumes/{id}")
     def volume_delete(self, request: Request, id: str) -> Reply:
-        volume = self._one("volumes", id)
+        volume = self._unprotected("volumes", id)
         if volume["server"] is not None:
             raise ApiError(423, "locked", "volume is attached to a server")
         self.project.volumes.pop(volume["id"])
@@ -249,7 +172,7 @@ class ResourceRoutes(ServerRoutes):
 
     @route("DELETE", "/v1/images/{id}")
     def image_delete(self, request: Request, id: str) -> Reply:
-        image = self._one("images", id)
+        image = self._unprotected("images", id)
         if image["type"] not in ("snapshot", "backup"):
             raise ApiError(422, "invalid_input", "only snapshots and backups can be deleted")
         self.project.images.pop(image["id"])
@@ -289,16 +212,46 @@ class ResourceRoutes(ServerRoutes):
     @route("POST", "/v1/firewalls")
     def wall_create(self, request: Request) -> Reply:
         wanted, number = request.json(), self.project.new_id()
+        rules = _rules(wanted)
         wall = {
             "id": number,
             "name": self._free_name("firewalls", wanted.get("name")),
             "labels": check_labels(wanted.get("labels")),
             "created": self.project.stamp(),
-            "rules": wanted.get("rules") or [],
+            "rules": rules,
             "applied_to": wanted.get("apply_to") or [],
         }
         self.project.firewalls[number] = wall
         return Reply(201, {"firewall": wall, "actions": []})
+
+    @route("POST", "/v1/firewalls/{id}/actions/{verb}")
+    def wall_act(self, request: Request, id: str, verb: str) -> Reply:
+        wall, wanted = self._one("firewalls", id), request.json() or {}
+        resources = [("firewall", wall["id"])]
+        if verb == "set_rules":
+            wall["rules"] = _rules(wanted)
+            commands = ["set_firewall_rules"]
+        elif verb == "apply_to_resources":
+            for one in wanted["apply_to"]:
+                self._apply(wall, one)
+            commands = ["apply_firewall"]
+        elif verb == "remove_from_resources":
+            gone = wanted["remove_from"]
+            if any(one not in wall["applied_to"] for one in gone):
+                raise ApiError(404, "firewall_resource_not_found", "is not applied there")
+            wall["applied_to"] = [one for one in wall["applied_to"] if one not in gone]
+            commands = ["remove_firewall"]
+        else:
+            raise ApiError(404, "not_found", "no such action")
+        actions = [self.shown_action(self.project.action(c, resources, 0)) for c in commands]
+        return Reply(201, {"actions": actions})
+
+    def _apply(self, wall: Json, to: Json) -> None:
+        if to.get("type") == "server":
+            self.server(str(to["server"]["id"]))
+        if to in wall["applied_to"]:
+            raise ApiError(422, "firewall_already_applied", "is applied there already")
+        wall["applied_to"].append(to)
 
     @route("DELETE", "/v1/firewalls/{id}")
     def wall_delete(self, request: Request, id: str) -> Reply:
@@ -308,6 +261,15 @@ class ResourceRoutes(ServerRoutes):
             raise ApiError(422, "resource_in_use", message)
         self.project.firewalls.pop(wall["id"])
         return Reply(204)
+
+
+def _rules(wanted: Json) -> list[Json]:
+    """The rules of a firewall, with everything that they have. Raises ApiError (422)."""
+    given = wanted.get("rules") or []
+    if len(given) > _MOST_RULES:
+        raise invalid("rules", f"at most {_MOST_RULES}")
+    whole = {"port": None, "source_ips": [], "destination_ips": [], "description": None}
+    return [{**whole, **rule} for rule in given]
 
 
 def _fingerprint(public_key: object) -> str:

@@ -15,7 +15,6 @@ from tests.clouds.hetzner_cloud.rules import (
     check_labels,
     filtered,
     identity,
-    repeated,
 )
 from tests.clouds.http_cloud import HttpCloud, Reply, Request, route
 
@@ -57,8 +56,14 @@ class ServerRoutes(HttpCloud):
         if "labels" in wanted:
             server.facts["labels"] = check_labels(wanted["labels"])
         if wanted.get("name"):
+            self._free(wanted["name"], server)
             server.facts["name"] = check_hostname(wanted["name"])
         return Reply(200, {"server": self.told(server)})
+
+    def _free(self, name: object, own: Server | None = None) -> None:
+        """Raise ApiError (409) where another server has a name."""
+        if any(s.facts["name"] == name and s is not own for s in self.project.servers.values()):
+            raise taken("name", "server name is already used")
 
     def server(self, id: str) -> Server:
         number = identity(id)
@@ -111,6 +116,13 @@ class ServerRoutes(HttpCloud):
             keys=[key["public_key"] for key in keys],
         )
         self._give_addresses(server, wanted.get("public_net") or {})
+        for number in wanted.get("volumes") or ():
+            self.attach(project.volumes[int(number)], server)
+        for wall in wanted.get("firewalls") or ():
+            applied = {"type": "server", "server": {"id": server.id}}
+            project.firewalls[int(wall["firewall"])]["applied_to"].append(applied)
+        if group := project.placement_groups.get(facts["placement_group"]):
+            group["servers"].append(server.id)
         action, following = project.begin_server(
             server, start=wanted.get("start_after_create", True)
         )
@@ -155,8 +167,7 @@ class ServerRoutes(HttpCloud):
             raise invalid("location", "location not found")
         image = self._image(wanted["image"], kind["architecture"])
         keys = [self._key(one) for one in wanted.get("ssh_keys") or ()]
-        if any(server.facts["name"] == name for server in project.servers.values()):
-            raise taken("name", "server name is already used")
+        self._free(name)
         limit = project.switches.servers_limit
         if limit is not None and len(project.servers) >= limit:
             details = {"limits": [{"name": "server_limit"}]}
@@ -164,8 +175,10 @@ class ServerRoutes(HttpCloud):
         sold = {one["name"]: one for one in kind["locations"]}
         out = {(kind["name"], place["name"]), (kind["name"], "*"), ("*", place["name"]), ("*", "*")}
         closed = sold.get(place["name"], {}).get("deprecation") is not None
-        if place["name"] not in sold or closed or out & project.switches.capacity_out:
+        empty = project.switches.capacity_out | project.catalog.sold_out
+        if place["name"] not in sold or closed or out & empty:
             raise NO_ROOM
+        self._check_parts(wanted, place)
         facts = {
             "id": project.new_id(),
             "name": name,
@@ -189,6 +202,39 @@ class ServerRoutes(HttpCloud):
         }
         return facts, keys
 
+    def _check_parts(self, wanted: Json, place: Json) -> None:
+        """What a server is to have is there, and free, and where the server will be."""
+        project = self.project
+        for number in wanted.get("volumes") or ():
+            if number not in project.volumes:
+                raise missing("volume", number)
+            _attachable(project.volumes[number], place)
+        for wall in wanted.get("firewalls") or ():
+            if wall["firewall"] not in project.firewalls:
+                code = "firewall_resource_not_found"
+                raise ApiError(422, code, f"firewall {wall['firewall']} not found")
+        if wanted.get("placement_group") not in (None, *project.placement_groups):
+            raise missing("placement_group", wanted["placement_group"])
+        for kind in ("ipv4", "ipv6"):
+            number = (wanted.get("public_net") or {}).get(kind)
+            if number is None:
+                continue
+            if number not in project.primary_ips:
+                raise missing("primary_ip", number)
+            address = project.primary_ips[number]
+            if address["assignee_id"] is not None:
+                raise ApiError(422, "primary_ip_assigned", "primary ip is already assigned")
+            if address["type"] != kind:
+                raise ApiError(422, "primary_ip_version_mismatch", f"primary ip is no {kind}")
+            if address["location"]["name"] != place["name"]:
+                code = "primary_ip_datacenter_mismatch"
+                raise ApiError(422, code, "primary ip is in another location")
+
+    def attach(self, volume: Json, server: Server) -> None:
+        """Attach a volume to a server. Raises ApiError (422)."""
+        _attachable(volume, server.facts["location"])
+        volume["server"] = server.id
+
     def _image(self, wanted: object, architecture: str) -> Json:
         for image in self.project.images.values():
             if str(wanted) == str(image["id"]):
@@ -211,9 +257,7 @@ class ServerRoutes(HttpCloud):
             if not wanted.get(f"enable_{kind}", True):
                 continue
             if given := wanted.get(kind):
-                address = project.primary_ips[int(given)]
-                if address["assignee_id"] is not None:
-                    raise ApiError(422, "primary_ip_assigned", "primary ip is already assigned")
+                address = project.primary_ips[given]
                 address.update(assignee_id=server.id, assignee_type="server")
                 continue
             self.new_address(
@@ -254,98 +298,11 @@ class ServerRoutes(HttpCloud):
             )
         return address
 
-    # ------------------------------------------------------------------ ending and actions
-
-    @route("DELETE", "/v1/servers/{id}")
-    def server_delete(self, request: Request, id: str) -> Reply:
-        server = self.changeable(id)
-        if server.facts["protection"]["delete"]:
-            raise ApiError(423, "protected", "server is protected")
-        action = self.project.delete_server(server)
-        return Reply(200, {"action": self.shown_action(action)})
-
-    @route("POST", "/v1/servers/{id}/actions/{verb}")
-    def server_act(self, request: Request, id: str, verb: str) -> Reply:
-        project, server = self.project, self.changeable(id)
-        resources, body = [("server", server.id)], request.json() or {}
-        match verb:
-            case "poweron":
-                action = project.power_on(server)
-            case "poweroff":
-                action = project.power_off(server)
-            case "shutdown":
-                action = project.shut_down(server)
-            case "change_protection":
-                server.facts["protection"].update(body)
-                action = project.action("change_protection", resources, 0)
-            case "enable_backup":
-                server.facts["backup_window"] = "22-02"
-                project.meters[f"server:{server.id}"].surcharge = Decimal("0.2")
-                action = project.action("enable_backup", resources, project.pace.other)
-            case "reboot" | "reset":
-                action = project.action(f"{verb}_server", resources, project.pace.other)
-            case "create_image":
-                return self._snapshot(server, body)
-            case _:
-                raise ApiError(404, "not_found", "no such action")
-        return Reply(201, {"action": self.shown_action(action)})
-
-    def _snapshot(self, server: Server, body: Json) -> Reply:
-        project, number = self.project, self.project.new_id()
-        size = 2.3
-        backup = body.get("type") == "backup"
-        image = {
-            **catalog.images()[0],
-            "id": number,
-            "type": "backup" if backup else "snapshot",
-            "name": None,
-            "description": body.get("description") or "snapshot",
-            "image_size": size,
-            "disk_size": server.facts["primary_disk_size"],
-            "created": project.stamp(),
-            "created_from": {"id": server.id, "name": server.facts["name"]},
-            "bound_to": server.id if backup else None,
-            "rapid_deploy": False,
-            "labels": check_labels(body.get("labels")),
-        }
-        project.images[number] = image
-        if not backup:
-            month = project.catalog.image_gb_month * Decimal(str(size))
-            project.begin_billing("snapshot", number, str(image["description"]), month / 730, month)
-        resources = [("server", server.id), ("image", number)]
-        action = project.action("create_image", resources, project.pace.other)
-        return Reply(201, {"image": image, "action": self.shown_action(action)})
-
     def changeable(self, id: str) -> Server:
         server = self.server(id)
         if self.project.now() < server.locked_until or server.status == "deleting":
             raise ApiError(423, "locked", "server is locked")
         return server
-
-    @route("GET", "/v1/actions")
-    def action_list(self, request: Request) -> Reply:
-        wanted = repeated(request, "id")
-        if not wanted:
-            raise invalid("id", "Missing data for required field.")
-        found = [self.project.actions.get(identity(one)) for one in wanted]
-        rows = [self.shown_action(one) for one in found if one]
-        return self.listing(request, "actions", rows)
-
-    @route("GET", "/v1/actions/{id}")
-    @route("GET", "/v1/servers/actions/{id}")
-    def action_get(self, request: Request, id: str) -> Reply:
-        action = self.project.actions.get(identity(id))
-        if action is None:
-            raise missing("action", id)
-        return Reply(200, {"action": self.shown_action(action)})
-
-    @route("GET", "/v1/servers/{id}/actions")
-    def action_of_server(self, request: Request, id: str) -> Reply:
-        server = self.server(id)
-        mark = {"id": server.id, "type": "server"}
-        rows = [self.shown_action(a) for a in self.project.actions.values()]
-        rows = [row for row in rows if mark in row["resources"]]
-        return self.listing(request, "actions", filtered(request, rows))
 
     def shown_action(self, action: Json) -> Json:
         """An action as it is shown; see `Switches.error_on_success_action`."""
@@ -353,6 +310,13 @@ class ServerRoutes(HttpCloud):
         if self.project.switches.error_on_success_action and shown["error"] is None:
             shown["error"] = {"code": "action_failed", "message": "Action failed"}
         return shown
+
+
+def _attachable(volume: Json, place: Json) -> None:
+    if volume["server"] is not None:
+        raise ApiError(422, "volume_already_attached", "volume is attached already")
+    if volume["location"]["name"] != place["name"]:
+        raise invalid("server", "volume and server are not in the same location")
 
 
 def _dearer(kind: Json, project: Project) -> Json:

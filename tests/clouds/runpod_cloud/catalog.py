@@ -14,6 +14,7 @@ DATA_CENTERS = {
 }
 CUDA = [12, 8]  # of every host
 LEVELS = ("HIGH", "MEDIUM", "LOW")
+SPOT_SHARE = Decimal("0.6")  # of the list price: the lowest bid, while there was spot
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,11 @@ CPUS = {
         CpuRow("cpu5m", "Memory-Optimized", "Gen 5", 8, Decimal("0.06")),
     )
 }
+
+
+def cuda(version: str) -> list[int]:
+    """A version in numbers that compare."""
+    return [int(part) for part in version.split(".")]
 
 
 def data_centers_of(id: str) -> dict[str, str]:

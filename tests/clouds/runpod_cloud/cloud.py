@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from providers.base import Clock
-from tests.clouds.http_cloud import Fault, HttpCloud, Reply, Request, route
-from tests.clouds.runpod_cloud import billing, catalog, validation
+from tests.clouds.http_cloud import Fault, Reply, Request, route
+from tests.clouds.runpod_cloud import logs, validation
 from tests.clouds.runpod_cloud.account import Account, Refused
+from tests.clouds.runpod_cloud.answers import body_of, invalid, problem
 from tests.clouds.runpod_cloud.legacy import PUBLIC, Legacy
 from tests.clouds.runpod_cloud.limits import Limits
 from tests.clouds.runpod_cloud.pods import ACTIONS, Pod, Times
+from tests.clouds.runpod_cloud.resources import Resources
 from tests.clouds.runpod_cloud.switches import Switches
 
-_TITLES = {
-    400: "Bad Request",
-    401: "Unauthorized",
-    402: "Payment Required",
-    403: "Forbidden",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    409: "Conflict",
-    410: "Gone",
-    422: "Unprocessable Entity",
-    429: "Too Many Requests",
-    500: "Internal Server Error",
-}
+_TICK_SECONDS = 0.1
+_CLUSTER = "pod belongs to a cluster; use /v2/clusters/{id}"
 _PAGE = b"<html><head><title>502 Bad Gateway</title></head><body>cloudflare</body></html>"
 
 
-class RunpodCloud(HttpCloud):
+class RunpodCloud(Resources):
     """One account at https://api.runpod.io.
 
     Args:
@@ -61,17 +51,31 @@ class RunpodCloud(HttpCloud):
         self.agents: list[str] = []  # of every request
         self.replies: list[tuple[Request, Reply]] = []  # what was answered, for conformance
         self._legacy = Legacy(self.account)
+        self._over = threading.Event()
+        self._clockwork = threading.Thread(target=self._run_clock, daemon=True)
 
     @property
     def switches(self) -> Switches:
         """What goes wrong."""
         return self.account.switches
 
+    def __enter__(self) -> Self:
+        super().__enter__()
+        if self.account.machines is not None:
+            self._clockwork.start()  # what happens to machines does not wait for a request
+        return self
+
     def close(self) -> None:
         """Stop serving, and kill the machines."""
+        self._over.set()
         super().close()
         with self.lock:
             self.account.close()
+
+    def _run_clock(self) -> None:
+        while not self._over.wait(_TICK_SECONDS):
+            with self.lock:
+                self.account.settle()
 
     # ------------------------------------------------------------------ by hand, by tests
 
@@ -85,6 +89,11 @@ class RunpodCloud(HttpCloud):
         with self.lock:
             self.account.lose(self.account.pods[pod_id])
 
+    def taken_away(self, pod_id: str) -> None:
+        """Somebody bids more for a spot pod."""
+        with self.lock:
+            self.account.take_away(self.account.pods[pod_id])
+
     def rate_limit(self, a_minute: int) -> None:
         """Another quota."""
         self.limits.quota["minute"] = a_minute
@@ -97,6 +106,7 @@ class RunpodCloud(HttpCloud):
         return super().serve(request)
 
     def gate(self, request: Request) -> Reply | None:
+        self.account.settle()
         agent = request.headers.get("user-agent", "")
         self.agents.append(agent)
         if agent.startswith("Python-urllib") or not agent:
@@ -137,7 +147,7 @@ class RunpodCloud(HttpCloud):
             text = request.body.decode(errors="replace")
             return self._legacy_fields(request) == {"podStop"} and pod.id in text
         if request.path == f"{own}/action" and request.method == "POST":
-            return _body(request).get("action") in may
+            return body_of(request).get("action") in may
         return request.path == own and request.method == "DELETE" and "terminate" in may
 
     def adorn(self, request: Request, reply: Reply) -> Reply:
@@ -159,7 +169,8 @@ class RunpodCloud(HttpCloud):
 
     @route("GET", "/v2/pods")
     def list_pods(self, request: Request) -> Reply:
-        pods = self.account.listed()
+        members = request.query.get("includeClusterPods") == "true"
+        pods = [pod for pod in self.account.listed() if members or pod.cluster is None]
         size = self.switches.paged_list
         if not size:
             return Reply(200, {"pods": [self._json(pod) for pod in pods]})
@@ -170,9 +181,9 @@ class RunpodCloud(HttpCloud):
 
     @route("POST", "/v2/pods")
     def create_pod(self, request: Request) -> Reply:
-        body = _body(request)
+        body = body_of(request)
         if errors := validation.create_errors(body):
-            return problem(422, "Request validation failed.", errors)
+            return invalid(errors)
         if self.switches.hits("create_5xx_before_commit"):
             return problem(500, "Something went wrong.")
         rule = validation.rule_broken(body)
@@ -205,18 +216,51 @@ class RunpodCloud(HttpCloud):
         pod = self.account.found(id)
         if pod is None or self.switches.hits("delete_404_but_alive"):
             return problem(404, "pod not found")
+        if pod.cluster:
+            return problem(409, _CLUSTER)
         self.account.terminate(pod)
         return Reply(204)
 
-    @route("POST", "/v2/pods/{id}/action")
-    def act(self, request: Request, id: str) -> Reply:
-        body = _body(request)
-        if errors := validation.action_errors(body):
-            return problem(422, "Request validation failed.", errors)
+    @route("PATCH", "/v2/pods/{id}")
+    def change_pod(self, request: Request, id: str) -> Reply:
+        body, pod = body_of(request), self.account.found(id)
+        if errors := validation.patch_errors(body):
+            return invalid(errors)
+        if pod is None:
+            return problem(404, "pod not found")
+        if pod.cluster:
+            return problem(409, _CLUSTER)
+        if rule := validation.patch_rule_broken(pod.body, body):
+            return problem(400, rule)
+        self.account.change(pod, body)
+        return Reply(200, self._json(pod))
+
+    @route("GET", "/v2/pods/{id}/logs")
+    def logs(self, request: Request, id: str) -> Reply:
         pod = self.account.found(id)
         if pod is None:
             return problem(404, "pod not found")
+        try:
+            asked = logs.Asked.read(request.query, request.headers)
+        except logs.BadQuery as bad:
+            return problem(400, str(bad))
+        headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
+        headers["X-Accel-Buffering"] = "no"
+        return Reply(200, None, headers, lambda: logs.events(pod, asked, self._over))
+
+    @route("POST", "/v2/pods/{id}/action")
+    def act(self, request: Request, id: str) -> Reply:
+        body = body_of(request)
+        if errors := validation.action_errors(body):
+            return invalid(errors)
+        pod = self.account.found(id)
+        if pod is None:
+            return problem(404, "pod not found")
+        if pod.cluster:
+            return problem(409, _CLUSTER)
         action = body["action"]
+        if pod.locked and action in ("stop", "restart"):
+            return problem(409, "pod is locked")
         if action not in ACTIONS[self._status(pod)]:
             return problem(409, f"cannot {action} a pod that is {self._status(pod)}")
         if action == "terminate":
@@ -242,123 +286,14 @@ class RunpodCloud(HttpCloud):
         )
         return said
 
-    # ------------------------------------------------------------------ catalogue
-
-    @route("GET", "/v2/catalog/gpus")
-    def list_gpus(self, request: Request) -> Reply:
-        asked, wrong = _availability_asked(request.query)
-        if wrong:
-            return problem(400, wrong)
-        cloud = request.query.get("cloud", "SECURE")
-        count = int(request.query.get("count", "1"))
-        rows = []
-        for row in catalog.GPUS.values():
-            places = self.account.places(row.id, honest=False)
-            if count > row.most:
-                places = {}
-            rows.append(catalog.gpu_json(row, cloud, places if asked else None))
-        return Reply(200, {"gpus": rows})
-
-    @route("GET", "/v2/catalog/cpus")
-    def list_cpus(self, request: Request) -> Reply:
-        asked, wrong = _availability_asked(request.query)
-        if wrong:
-            return problem(400, wrong)
-        return Reply(
-            200,
-            {
-                "cpus": [
-                    catalog.cpu_json(
-                        row, self.account.places(row.id, honest=False) if asked else None
-                    )
-                    for row in catalog.CPUS.values()
-                ]
-            },
-        )
-
-    @route("GET", "/v2/catalog/gpus/{id}")
-    def get_gpu(self, request: Request, id: str) -> Reply:
-        row = catalog.GPUS.get(id)
-        if row is None:
-            return problem(404, "GPU type not found")
-        asked, wrong = _availability_asked(request.query)
-        places = self.account.places(id, honest=False) if asked else None
-        cloud = request.query.get("cloud", "SECURE")
-        return problem(400, wrong) if wrong else Reply(200, catalog.gpu_json(row, cloud, places))
-
-    @route("GET", "/v2/catalog/datacenters")
-    def list_data_centers(self, request: Request) -> Reply:
-        stock = request.query.get("include") == "GPU_AVAILABILITY"
-        levels = {
-            row.id: self.account.places(row.id, honest=False) for row in catalog.GPUS.values()
-        }
-        return Reply(200, {"dataCenters": catalog.data_centers_json(levels if stock else None)})
-
-    # ------------------------------------------------------------------ volumes, money, the rest
-
-    @route("GET", "/v2/network-volumes")
-    def list_volumes(self, request: Request) -> Reply:
-        return Reply(200, {"networkVolumes": [v.json() for v in self.account.volumes.values()]})
-
-    @route("POST", "/v2/network-volumes")
-    def create_volume(self, request: Request) -> Reply:
-        body = _body(request)
-        try:
-            volume = self.account.create_volume(body["name"], body["size"], body["dataCenter"])
-        except KeyError as missing:
-            return problem(422, "Request validation failed.", [f"$: missing property {missing}"])
-        return Reply(201, volume.json())
-
-    @route("GET", "/v2/network-volumes/{id}")
-    def get_volume(self, request: Request, id: str) -> Reply:
-        volume = self.account.volumes.get(id)
-        return Reply(200, volume.json()) if volume else problem(404, "network volume not found")
-
-    @route("DELETE", "/v2/network-volumes/{id}")
-    def delete_volume(self, request: Request, id: str) -> Reply:
-        there = self.account.delete_volume(id)
-        return Reply(204) if there else problem(404, "network volume not found")
-
-    @route("GET", "/v2/billing/pods")
-    def bill(self, request: Request) -> Reply:
-        return Reply(200, billing.answer(self.account, request.query))
-
-    @route("GET", "/v2/account/ssh-keys")
-    def ssh_keys(self, request: Request) -> Reply:
-        return Reply(200, {"keys": []})
+    # ------------------------------------------------------------------ graphql
 
     @route("POST", "/graphql")
     def graphql(self, request: Request) -> Reply:
-        body = _body(request)
+        body = body_of(request)
         return Reply(
             200, self._legacy.answer(str(body.get("query", "")), body.get("variables") or {})
         )
 
     def _legacy_fields(self, request: Request) -> set[str]:
-        return self._legacy.fields(str(_body(request).get("query", ""))) or {"?"}
-
-
-def problem(status: int, detail: str, errors: list[str] | None = None) -> Reply:
-    """An error as the API answers it."""
-    said: dict[str, Any] = {"title": _TITLES[status], "status": status, "detail": detail}
-    if errors:
-        said["errors"] = errors
-    return Reply(status, said, {"Content-Type": "application/problem+json"})
-
-
-def _body(request: Request) -> dict[str, Any]:
-    try:
-        body = request.json()
-    except ValueError:
-        return {}
-    return body if isinstance(body, dict) else {}
-
-
-def _availability_asked(query: Mapping[str, str]) -> tuple[bool, str]:
-    """Whether availability was asked for, and what is wrong with how."""
-    include, product = query.get("include"), query.get("product")
-    if include not in (None, "AVAILABILITY"):
-        return False, "unsupported include"
-    if (include is None) != (product is None):
-        return False, "product is required with include=AVAILABILITY, and valid only with it"
-    return include is not None, ""
+        return self._legacy.fields(str(body_of(request).get("query", ""))) or {"?"}

@@ -13,6 +13,7 @@ from tests.clouds.runpod_cloud.catalog import GpuRow
 _ASKED = "run/sshd-asked"  # made by the shims when something there starts an sshd
 _LOOK_SECONDS = 0.05
 _OFFICIAL = "runpod/"
+_GRACE_SECONDS = 5  # between SIGTERM and SIGKILL of a spot pod
 
 _PROGRAMS = {
     "python": '#!/bin/sh\nexec python3 "$@"\n',  # every PyTorch image has it
@@ -33,6 +34,7 @@ class Host:
         image: RunPod's own start sshd by themselves, unless ``args`` take the place of that.
         env: of everything in the container, but not of an SSH login.
         card: its GPUs.
+        port: where its sshd is published.
         refused_seconds: from the moment its port is known to the moment when it answers.
     """
 
@@ -44,6 +46,7 @@ class Host:
         args: str,
         env: Mapping[str, str],
         card: Card | None,
+        port: int,
         refused_seconds: float,
     ) -> None:
         self._official = image.startswith(_OFFICIAL) and not args
@@ -57,6 +60,7 @@ class Host:
             keys=key.splitlines(),
             programs=_PROGRAMS,
             login_env={},
+            address=("127.0.0.1", port),
         )
         self.port: int | None = None  # once it is published
         self._ended = threading.Event()
@@ -75,6 +79,16 @@ class Host:
         self._ended.set()
         with self._lock:
             self.rented.kill()
+
+    def interrupt(self) -> None:
+        """Ask everything there to end, and kill it a few seconds later."""
+
+        def work() -> None:
+            ended = self._step(lambda: self.rented.start(["kill", "-TERM", "-1"]))
+            if ended and not self._ended.wait(_GRACE_SECONDS):
+                self.kill()
+
+        threading.Thread(target=work, name="interrupt", daemon=True).start()
 
     def _live(self) -> None:
         if not self._step(self.rented.boot):

@@ -13,7 +13,7 @@ from graphql import GraphQLError, OperationDefinitionNode, parse, value_from_ast
 from graphql.language import FieldNode, SelectionSetNode
 
 from tests.clouds.runpod_cloud import catalog
-from tests.clouds.runpod_cloud.account import Account, Refused
+from tests.clouds.runpod_cloud.account import NO_SPOT, Account, Refused
 from tests.clouds.runpod_cloud.pods import Pod
 
 PUBLIC = {"gpuTypes", "dataCenters", "cpuFlavors", "countryCodes"}  # need no key
@@ -64,16 +64,21 @@ class Legacy:
 
     # ------------------------------------------------------------------ queries
 
-    def _myself(self, _: Mapping[str, Any]) -> dict[str, Any]:
+    def _myself(self, _: Mapping[str, Any]) -> dict[str, Any] | None:
         account = self._account
+        if account.switches.myself_null:
+            return None
         return {
             "id": "user_emulated",
             "email": "somebody@example.com",
-            "clientBalance": float(account.balance),
+            "clientBalance": float(round(account.left, 6)),
             "currentSpendPerHr": float(round(account.spending(), 4)),
             "spendLimit": float(account.spend_limit),
-            "pubKey": "",
-            "networkVolumes": [volume.json() for volume in account.volumes.values()],
+            "pubKey": "\n\n".join(account.ssh_keys),
+            "networkVolumes": [
+                {**volume.json(), "dataCenterId": volume.data_center}
+                for volume in account.volumes.values()
+            ],
             "pods": [self._pod_json(pod) for pod in account.listed() if pod.state != "terminated"],
         }
 
@@ -102,18 +107,32 @@ class Legacy:
             "communityCloud": row.community is not None,
             "securePrice": float(row.secure or 0),
             "communityPrice": float(row.community or 0),
+            "secureSpotPrice": self._spot(row.secure),
+            "communitySpotPrice": self._spot(row.community),
             "lowestPrice": {
                 "uninterruptablePrice": float(row.secure or row.community or 0),
-                "minimumBidPrice": None,
+                "minimumBidPrice": self._spot(row.secure or row.community),
+                "maxUnreservedGpuCount": row.most if levels else 0,
+                "availableGpuCounts": list(range(1, row.most + 1)) if levels else [],
                 "stockStatus": levels[0].title() if levels else None,
                 "minVcpu": 4,
                 "minMemory": 16,
             },
         }
 
+    def _spot(self, price: Decimal | None) -> float | None:
+        if price is None or not self._account.switches.graphql_spot:
+            return None  # there is none any more
+        return float(price * catalog.SPOT_SHARE)
+
     # ------------------------------------------------------------------ mutations
 
     def _pod_find_and_deploy_on_demand(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        return self._pod_json(self._account.create(self._body(given)))
+
+    @staticmethod
+    def _body(given: Mapping[str, Any]) -> dict[str, Any]:
+        """A create of API v2 that asks for the same; stopAfter and terminateAfter are ignored."""
         cloud = given.get("cloudType", "ALL")
         row = catalog.GPUS.get(str(given.get("gpuTypeId")))
         if row is None:
@@ -134,7 +153,11 @@ class Legacy:
         if given.get("volumeInGb"):
             path = given.get("volumeMountPath") or "/workspace"
             body["mounts"] = {"persistent": {"size": given["volumeInGb"], "path": path}}
-        return self._pod_json(self._account.create(body))  # stopAfter, terminateAfter: ignored
+        if given.get("networkVolumeId"):
+            path = given.get("volumeMountPath") or "/workspace"
+            mount = {"volumeId": given["networkVolumeId"], "path": path}
+            body["mounts"] = {"network": [mount]}
+        return body
 
     def _deploy_cpu_pod(self, given: Mapping[str, Any]) -> dict[str, Any]:
         flavour, count, _ = str(given.get("instanceId") or "cpu3c-2-4").split("-")
@@ -147,15 +170,25 @@ class Legacy:
         }
         return self._pod_json(self._account.create(body))
 
-    def _pod_rent_interruptable(self, _: Mapping[str, Any]) -> dict[str, Any]:
-        raise Refused(
-            400,
-            "There are no instances available with the request specifications. "
-            "Please try again later.",
-        )
+    def _pod_rent_interruptable(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        if not self._account.switches.graphql_spot:
+            raise Refused(400, NO_SPOT)
+        bid = Decimal(str(given.get("bidPerGpu") or 0))
+        return self._pod_json(self._account.create(self._body(given), bid=bid))
+
+    def _pod_bid_resume(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        pod = self._there(given)
+        bid = Decimal(str(given.get("bidPerGpu") or 0))
+        if pod.bid is None or pod.state != "stopped" or bid < pod.bid:
+            raise Refused(400, _RESUME)
+        pod.price, pod.bid = bid * pod.body["gpu"]["count"], bid
+        self._account.start(pod)
+        return self._pod_json(pod)
 
     def _pod_stop(self, given: Mapping[str, Any]) -> dict[str, Any]:
         pod = self._there(given)
+        if pod.locked or pod.cluster:
+            raise Refused(400, "pod is locked")
         self._account.stop(pod)
         return self._pod_json(pod)
 
@@ -200,6 +233,7 @@ class Legacy:
             "desiredStatus": "EXITED" if pod.state == "stopped" else "RUNNING",
             "costPerHr": float(pod.price or Decimal(0)),
             "gpuCount": pod.gpus,
+            "podType": "RESERVED" if pod.bid is None else "INTERRUPTABLE",
             "containerDiskInGb": pod.body["disk"],
             "machineId": "emulated",
             "machine": {"podHostId": pod.proxy_user},

@@ -15,6 +15,7 @@ DISK_MONTH = Decimal("0.10")  # USD a GB while it runs; nothing when stopped, fo
 VOLUME_MONTH = Decimal("0.10")
 STOPPED_VOLUME_MONTH = Decimal("0.20")
 PROXY = "ssh.runpod.io"
+_LIFE_SECONDS = 7  # of a container that ends and is started again
 ACTIONS = {
     "PROVISIONING": ("stop", "terminate"),
     "STARTING": ("stop", "terminate"),
@@ -63,14 +64,30 @@ class Pod:
     real: bool = False  # there is a real machine behind it
     port: int = 0  # without one
     gpus: int = 0  # that are really there
-    stuck: Literal["", "starting", "no port", "lost"] = ""
+    stuck: Literal["", "starting", "no port", "restarting", "lost"] = ""
+    bid: Decimal | None = None  # USD an hour for a GPU; None: on-demand
+    taken_at: datetime | None = None  # somebody bid more, and the API does not show it yet
+    locked: bool = False  # it cannot be stopped or reset
+    cluster: str | None = None  # then it is ended with its cluster only
+    injected: dict[str, str] = field(default_factory=dict)  # variables that no look shows
+    logged: list[tuple[datetime, str, str]] = field(default_factory=list)  # when, source, line
     proxy_user: str = ""
     spans: list[Span] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.proxy_user = f"{self.id}-{secrets.token_hex(4)}"
 
+    def say(self, at: datetime, source: str, line: str) -> None:
+        """Write a line into its logs."""
+        self.logged.append((at, source, line))
+
     # ------------------------------------------------------------------ money
+
+    @property
+    def volume_id(self) -> str:
+        """Its network volume; "" for none."""
+        mounts = self.body.get("mounts", {}).get("network")
+        return str(mounts[0]["volumeId"]) if mounts else ""
 
     @property
     def _persistent(self) -> int:
@@ -129,7 +146,9 @@ class Pod:
         port = self.published_port(now)
         cost = self.price if self.state == "live" or keeps_cost else Decimal(0)
         compute = {"cpu": self._cpu()} if "cpu" in self.body else {"gpu": self.body["gpu"]}
+        member = {"cluster": {"id": self.cluster, "rank": 0}} if self.cluster else {}
         return {
+            **member,
             "id": self.id,
             "name": self.body["name"],
             "image": self.body["image"],
@@ -151,7 +170,7 @@ class Pod:
             },
             "template": None,
             "cost": float(cost),
-            "locked": False,
+            "locked": self.locked,
             "globalNetworking": {"enabled": False},
             "runtime": self._runtime(now, port),
             "createdAt": _moment(self.created_at),
@@ -177,7 +196,7 @@ class Pod:
             return None
         private = next(int(p.split("/")[0]) for p in self.body["ports"] if p.endswith("/tcp"))
         return {
-            "uptime": int(self.age(now)),
+            "uptime": int(self.age(now)) % (_LIFE_SECONDS if self.stuck == "restarting" else 10**9),
             "gpus": [{"util": 0, "memoryUtil": 0} for _ in range(self.gpus)],
             "cpu": {"util": 0},
             "memory": {"util": 0},

@@ -12,6 +12,11 @@ _FIELDS = {
     *("globalNetworking", "startSsh", "startJupyter"),
 }
 _GPU_FIELDS = {"id", "count", "allowedCudaVersions", "minCudaVersion"}
+_PATCHABLE = {
+    *("name", "image", "args", "disk", "ports", "env", "registry", "mounts", "locked"),
+    *("globalNetworking", "templateId"),
+}
+_MOST_HTTP_PORTS = 10
 ACTIONS = ("start", "stop", "restart", "terminate")
 
 
@@ -24,15 +29,40 @@ def create_errors(body: Any) -> list[str]:
         errors.append("$: missing property 'name'")
     if not body.get("image") and not body.get("templateId"):
         errors.append("$: missing property 'image'")
-    errors += [
-        f"$.{key}: value must be a string"
-        for key in sorted(_TEXTS & set(body))
-        if not isinstance(body[key], str)
-    ]
+    errors += _text_errors(body)
     errors += _compute_errors(body) + _container_errors(body)
     if body.get("cloud", "SECURE") not in ("SECURE", "COMMUNITY"):
         errors.append("$.cloud: value must be one of 'SECURE', 'COMMUNITY'")
     return errors
+
+
+def patch_errors(body: Any) -> list[str]:
+    """What of a change's body breaks the schema."""
+    if not isinstance(body, dict):
+        return ["$: value must be an object"]
+    errors = _unknown("$", body, _PATCHABLE)
+    if not body.get("name", "x"):
+        errors.append("$.name: value must not be empty")
+    errors += _text_errors(body)
+    errors += [
+        f"$.{key}: value must be a boolean"
+        for key in ("locked", "globalNetworking")
+        if not isinstance(body.get(key, True), bool)
+    ]
+    return errors + _container_errors(body)
+
+
+def patch_rule_broken(before: dict[str, Any], body: dict[str, Any]) -> str | None:
+    """Which rule of the handlers a change breaks; mounts keep their kind and never shrink."""
+    mounts, there = body.get("mounts") or {}, before.get("mounts") or {}
+    if set(mounts) - set(there) or mounts.get("network") == []:
+        return "mount kind is fixed at create"
+    for mine, theirs in zip(mounts.get("network", []), there.get("network", []), strict=False):
+        if mine["volumeId"] != theirs["volumeId"]:
+            return "mounts.network volumeId is immutable"
+    if mounts.get("persistent", {}).get("size", 10**6) < there.get("persistent", {}).get("size", 0):
+        return "mounts.persistent size cannot be decreased"
+    return None
 
 
 def rule_broken(body: dict[str, Any]) -> str | None:
@@ -48,6 +78,10 @@ def rule_broken(body: dict[str, Any]) -> str | None:
             return "cpu.vcpuCount must be a power of two"
         if "persistent" in mounts:
             return "mounts.persistent is not supported for CPU pods"
+    if sum(port.endswith("/http") for port in body.get("ports", [])) > _MOST_HTTP_PORTS:
+        return f"at most {_MOST_HTTP_PORTS} http ports are supported"
+    if mounts.get("network") and body.get("cloud") == "COMMUNITY":
+        return "network volumes are only available in Secure Cloud"
     gpu = body.get("gpu", {})
     if gpu.get("allowedCudaVersions") and gpu.get("minCudaVersion"):
         return "gpu.allowedCudaVersions and gpu.minCudaVersion are mutually exclusive"
@@ -64,6 +98,14 @@ def action_errors(body: Any) -> list[str]:
     action = body.get("action") if isinstance(body, dict) else None
     known = ", ".join(f"'{one}'" for one in ACTIONS)
     return [] if action in ACTIONS else [f"$.action: value must be one of {known}"]
+
+
+def _text_errors(body: dict[str, Any]) -> list[str]:
+    return [
+        f"$.{key}: value must be a string"
+        for key in sorted(_TEXTS & set(body))
+        if not isinstance(body[key], str)
+    ]
 
 
 def _compute_errors(body: dict[str, Any]) -> list[str]:

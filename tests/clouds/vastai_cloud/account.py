@@ -17,9 +17,22 @@ from tests.clouds.http_cloud import HttpCloud, Reply, Request, route
 from tests.clouds.vastai_cloud import answers
 from tests.clouds.vastai_cloud.contract import Contract
 from tests.clouds.vastai_cloud.contracts import Contracts
-from tests.clouds.vastai_cloud.switches import CREATE_PENALTY_SECONDS, THRESHOLDS, Switches
+from tests.clouds.vastai_cloud.switches import (
+    CREATE_PENALTY_SECONDS,
+    SEARCH,
+    THRESHOLDS,
+    Switches,
+)
 
 _OPEN = re.compile(r"/api/v0/(bundles|gpu_names/unique|gpu_types)/?|/results/\d+")
+_SCOPES = {  # of a path: to read, and to change
+    r"/asks/\d+|/asks/bulk": ("misc", "instance_write"),
+    r"/launch_instance|/search/asks|/bundles": ("misc", "misc"),
+    r"/request_logs/": ("instance_read", "instance_read"),
+    r"/instances|/commands/|/volumes": ("instance_read", "instance_write"),
+    r"/charges|/invoices": ("billing_read", "billing_write"),
+    r"/users|/ssh|/auth/apikeys": ("user_read", "user_write"),
+}
 _OWN_INSTANCE = re.compile(r"/api/v0/instances/(\d+)/?")
 _SECONDS_AN_HOUR = 3600
 
@@ -32,9 +45,9 @@ class Account(HttpCloud):
         self.switches = Switches()
         self.contracts = Contracts(self.clock, self.switches, machines)
         self.key = "vast-account-key-5f2d0b7c91"
-        self.readers: set[str] = set()  # further keys that may only read
+        self.scopes: dict[str, set[str]] = {}  # further keys, and what they may do
         self.ssh_keys: dict[int, dict[str, Any]] = {}
-        self.secrets: dict[str, str] = {}
+        self.secrets: dict[str, str] = {}  # environment variables of the account
         self.agents: set[str] = set()  # how clients call themselves
         self.refused: list[str] = []  # what was limited: method and path
         self._last: dict[tuple[str, str], list[float]] = {}
@@ -53,6 +66,8 @@ class Account(HttpCloud):
             return limited
         if not _OPEN.fullmatch(request.path) and (refusal := self._refused(request, key)):
             return refusal
+        if self.switches.session_expired:
+            return answers.session_expired()
         if key and key not in self._keys() and _OPEN.fullmatch(request.path):
             return answers.bad_key(self.switches)
         if self.switches.slash_308 and not request.path.endswith("/"):
@@ -65,15 +80,15 @@ class Account(HttpCloud):
 
     def _keys(self) -> set[str]:
         scoped = {one.key for one in self.contracts.all.values()}
-        return {self.key, *self.readers, *scoped}
+        return {self.key, *self.scopes, *scoped}
 
     def _refused(self, request: Request, key: str) -> Reply | None:
         if not key:
-            return answers.no_key()
-        if key == self.key or (key in self.readers and request.method == "GET"):
+            return answers.no_key(request.path)
+        if key == self.key:
             return None
-        if key in self.readers:
-            return answers.no_right()
+        if key in self.scopes:
+            return None if _scope(request) in self.scopes[key] else answers.no_right()
         owner = next((one for one in self.contracts.all.values() if one.key == key), None)
         if owner is None:
             return answers.bad_key(self.switches)
@@ -89,7 +104,7 @@ class Account(HttpCloud):
         for method, path, calls, seconds in THRESHOLDS:
             if method != request.method or not re.search(path, request.path):
                 continue
-            who = (f"{method} {path}", key)
+            who = (f"{method} {path}", "" if path == SEARCH else key)
             window = seconds * self.switches.pacing
             past = [at for at in self._last.get(who, []) if now - at < window]
             if len(past) >= calls or now < self._until.get(who, 0):
@@ -119,6 +134,15 @@ class Account(HttpCloud):
         key = self._new_key(text)
         self.ssh_keys[key["id"]] = key
         return Reply(200, {"success": True, "key": key})
+
+    @route("PUT", "/api/v0/ssh/{id}")
+    def change_key(self, request: Request, id: str) -> Reply:
+        """Another text under the same number."""
+        if int(id) not in self.ssh_keys:
+            return answers.failed(404, "no_such_ssh_key", f"SSH key {id} not found.")
+        text = (request.json() or {}).get("ssh_key")
+        self.ssh_keys[int(id)] |= {"public_key": text, "key": text}
+        return Reply(200, {"success": True, "key": self.ssh_keys[int(id)]})
 
     @route("DELETE", "/api/v0/ssh/{id}")
     def remove_key(self, request: Request, id: str) -> Reply:
@@ -216,9 +240,21 @@ class Account(HttpCloud):
                 "description": f"Instance {thing.id} Charges",
                 "amount": float(round(_cost_until(thing, now), 6)),
                 "metadata": {"label": thing.name},
-                "items": [],
+                "items": self._items(thing, now),
             }
             for thing in self.contracts.books.things.values()
+            if thing.kind == "instance"
+        ]
+
+    def _items(self, thing: Thing, now: datetime) -> list[dict[str, Any]]:
+        """What it was for: time, and traffic either way."""
+        moved = {kind: self.contracts.moved[int(thing.id), kind] for kind in ("bwd", "bwu")}
+        time = _cost_until(thing, now) - sum(moved.values(), Decimal(0))
+        amounts = {"gpu": max(time, Decimal(0)), **moved}
+        return [
+            {"type": kind, "description": kind, "amount": float(round(amount, 6))}
+            for kind, amount in amounts.items()
+            if amount
         ]
 
     @route("GET", "/api/v1/invoices")
@@ -238,92 +274,22 @@ class Account(HttpCloud):
         current = {"charges": 0, "service_fee": 0, "total": 0, "credit": float(Decimal(25))}
         return Reply(200, {"invoices": [], "current": current})
 
-    # ------------------------------------------------------------------ volumes, secrets and odds
-
-    @route("GET", "/api/v0/volumes")
-    def volumes(self, request: Request) -> Reply:
-        """None."""
-        return Reply(200, {"success": True, "volumes": []})
-
-    @route("POST", "/api/v0/volumes/search")
-    def volume_offers(self, request: Request) -> Reply:
-        """None."""
-        return Reply(200, {"success": True, "offers": []})
-
-    @route("GET", "/api/v0/secrets")
-    def show_secrets(self, request: Request) -> Reply:
-        """The account's environment variables, masked."""
-        return Reply(200, {"success": True, "secrets": dict.fromkeys(self.secrets, "********")})
-
-    @route("POST", "/api/v0/secrets")
-    @route("PUT", "/api/v0/secrets")
-    def set_secret(self, request: Request) -> Reply:
-        """Add or change one."""
-        body = request.json()
-        self.secrets[body["key"]] = body["value"]
-        return Reply(200, {"success": True, "msg": "Secret saved"})
-
-    @route("DELETE", "/api/v0/secrets")
-    def remove_secret(self, request: Request) -> Reply:
-        """Forget one."""
-        self.secrets.pop(request.json()["key"], None)
-        return Reply(200, {"success": True, "msg": "Secret deleted"})
-
-    @route("GET", "/api/v0/gpu_names/unique")
-    def gpu_names(self, request: Request) -> Reply:
-        """The names of the cards on offer."""
-        return Reply(200, {"gpu_names": sorted({host.gpu_name for host in self.contracts.hosts})})
-
-    @route("GET", "/api/v0/audit_logs")
-    @route("GET", "/api/v0/commands/schedule_job")
-    @route("GET", "/api/v0/users/cloud_integrations")
-    def nothing(self, request: Request) -> Reply:
-        """Lists of what nobody here has."""
-        return Reply(200, [])
-
-    @route("GET", "/api/v0/subaccounts")
-    def subaccounts(self, request: Request) -> Reply:
-        """None."""
-        return Reply(200, {"users": []})
-
-    @route("GET", "/api/v0/users/me/ipaddrs")
-    def addresses(self, request: Request) -> Reply:
-        """None."""
-        return Reply(200, {"results": []})
-
-    @route("GET", "/api/v0/tfa/status")
-    def second_factor(self, request: Request) -> Reply:
-        """Off."""
-        return Reply(200, {"success": True, "tfa_enabled": False, "methods": []})
-
-    @route("GET", "/api/v0/template")
-    def templates(self, request: Request) -> Reply:
-        """None."""
-        return Reply(200, {"success": True, "templates": []})
-
-    @route("GET", "/api/v0/machines")
-    def machines(self, request: Request) -> Reply:
-        """None: this account hosts nothing."""
-        return Reply(200, {"machines": []})
-
-    @route("GET", "/api/v0/auth/apikeys")
-    def api_keys(self, request: Request) -> Reply:
-        """The account's keys, without their text."""
-        return Reply(200, {"apikeys": [{"id": 9, "name": "gpuctl"}]})
-
-    @route("GET", "/api/v0/endptjobs")
-    @route("GET", "/api/v0/workergroups")
-    def serverless(self, request: Request) -> Reply:
-        """None."""
-        return Reply(200, {"success": True, "results": []})
-
 
 def _cost_until(thing: Thing, moment: datetime) -> Decimal:
     """What it had cost by then."""
     begun = [span for span in thing.spans if span.begin <= moment]
-    return sum(
+    once = sum((amount for at, amount in thing.charges if at <= moment), Decimal())
+    return once + sum(
         (replace(s, end=min(s.end or moment, moment)).cost(moment) for s in begun), Decimal()
     )
+
+
+def _scope(request: Request) -> str:
+    """Which right a call needs, as in the table that Vast.ai's command ships."""
+    for path, (reading, writing) in _SCOPES.items():
+        if re.search(path, request.path):
+            return reading if request.method == "GET" else writing
+    return "misc"
 
 
 def _may_itself(request: Request) -> bool:

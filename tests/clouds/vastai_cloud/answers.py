@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Any
 
 from tests.clouds.http_cloud import Reply
@@ -13,14 +14,21 @@ def failed(status: int, error: str, msg: str, **more: Any) -> Reply:
     return Reply(status, {"success": False, "error": error, "msg": msg, **more})
 
 
-def no_key() -> Reply:
+def no_key(path: str) -> Reply:
     """Nobody said who asks."""
+    if "/volumes" in path:
+        return Reply(401, {"detail": "Authentication credentials were not provided."})
     return failed(403, "auth_error", "This action requires login.")
 
 
 def bad_key(switches: Switches) -> Reply:
     """An unknown key often looks like an absence."""
     return failed(switches.bad_key_status, "auth_error", "Invalid user key")
+
+
+def session_expired() -> Reply:
+    """A second factor has to be given again."""
+    return failed(404, "auth_error", "Session expired. Please log in again.")
 
 
 def no_right() -> Reply:
@@ -45,7 +53,8 @@ def too_many(switches: Switches, threshold: float) -> Reply:
     """429 in one of its forms."""
     headers = {} if switches.retry_after is None else {"Retry-After": switches.retry_after}
     if switches.too_many == "text":
-        text = f"API requests too frequent: endpoint threshold={threshold}*1.0"
+        factor = float(switches.pacing or 1)
+        text = f"API requests too frequent: endpoint threshold={threshold}*{factor}"
         return Reply(429, text.encode(), {**headers, "Content-Type": "text/plain"})
     told = f"API requests too frequent endpoint threshold={threshold}"
     if switches.too_many == "detail":
@@ -54,14 +63,15 @@ def too_many(switches: Switches, threshold: float) -> Reply:
     return Reply(429, body, headers)
 
 
-def quota_used_up() -> Reply:
-    """The day's searches are used up."""
+def quota_used_up(now: datetime) -> Reply:
+    """The day's searches are used up; it ends at midnight UTC."""
+    midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
     body = {
         "success": False,
         "error": "search_quota_exceeded",
         "msg": "Daily search quota exceeded",
     }
-    return Reply(429, body, {"X-RateLimit-Reset": "1893456000"})
+    return Reply(429, body, {"X-RateLimit-Reset": str(int(midnight.timestamp()))})
 
 
 def no_instance(id: str, status: int = 404) -> Reply:

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import re
+import json
 import threading
 from collections import Counter
-from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from providers.base import Clock
-from tests.clouds.http_cloud import Reply, Request, route
+from tests.clouds.http_cloud import Fault, Reply, Request, route
 from tests.clouds.vastai_cloud import answers
-from tests.clouds.vastai_cloud.account import Account
 from tests.clouds.vastai_cloud.contract import Contract, Gone, TooLow
+from tests.clouds.vastai_cloud.extras import Extras
 from tests.clouds.vastai_cloud.listing import BadList, ListQuery, token
 from tests.clouds.vastai_cloud.market import Ask, BadQuery, found, offer_row
 from tests.clouds.vastai_cloud.rows import instance_row
+from tests.clouds.vastai_cloud.rules import LEAST_BID, LEAST_DISK, wrong
 
 _TICK_SECONDS = 0.02
-_LEAST_BID, _MOST_BID = Decimal("0.001"), Decimal(128)
-_LONGEST = {"label": 256, "image": 1024}
-_LONGEST_ONSTART = 4048
-_LEAST_DISK = 8
+_LONGEST_LABEL = 1024  # of one that is changed; at the create it is less
+_LONGEST_COMMAND = 512
+_COMMANDS = ("ls", "rm", "du")
+_MOST_AT_ONCE = 64
+_BAD_GATEWAY = Reply(502, b"<html>502 Bad Gateway</html>", {"Content-Type": "text/html"})
 
 
-class VastCloud(Account):
+class VastCloud(Extras):
     """One Vast.ai with one account.
 
     Args:
@@ -75,6 +76,14 @@ class VastCloud(Account):
         """Search offers."""
         return self._search(_object(request))
 
+    @route("GET", "/api/v0/bundles")
+    def old_bundles(self, request: Request) -> Reply:
+        """Search offers, the oldest way."""
+        try:
+            return self._search(json.loads(request.query.get("q", "")))
+        except ValueError:
+            return self._search(None)
+
     @route("PUT", "/api/v0/search/asks")
     def search_asks(self, request: Request) -> Reply:
         """Search offers, the newer way."""
@@ -83,13 +92,14 @@ class VastCloud(Account):
 
     def _search(self, query: Any) -> Reply:
         if self.switches.search_quota:
-            return answers.quota_used_up()
+            return answers.quota_used_up(self.clock.now())
         if not isinstance(query, dict):
             return Reply(400, {"error": "invalid_request", "msg": "Invalid json body"})
-        disk = float(query.get("allocated_storage") or _LEAST_DISK)
+        disk = float(query.get("allocated_storage") or LEAST_DISK)
+        bids = self.switches.bids_in_total and query.get("type") in ("bid", "interruptible")
         try:
             rows = found(
-                [self._offer(ask, disk) for ask in self.contracts.asks()],
+                [self._offer(ask, disk, bids) for ask in self.contracts.asks()],
                 query,
                 defaults=self.switches.default_filters,
                 ignored=self.switches.filters_ignored,
@@ -105,14 +115,18 @@ class VastCloud(Account):
             {"offers": [{k: None if k in odd else v for k, v in r.items()} for r in rows[:limit]]},
         )
 
-    def _offer(self, ask: Ask, disk: float) -> dict[str, Any]:
-        return offer_row(
+    def _offer(self, ask: Ask, disk: float, bids: bool) -> dict[str, Any]:
+        row = offer_row(
             ask,
             now=self.clock.now().timestamp(),
             disk=disk,
             floor=self.contracts.floor(ask),
             rented=self.contracts.rented(ask),
         )
+        if bids:
+            row["dph_base"] = row["min_bid"]
+            row["dph_total"] = row["min_bid"] + row["storage_total_cost"]
+        return row
 
     # ------------------------------------------------------------------ renting
 
@@ -124,15 +138,21 @@ class VastCloud(Account):
             msg = "error 400/3467: Invalid args: 'id' is required and must be a valid offer ID"
             return answers.failed(400, "invalid_args", msg)
         reply = self._rent(int(id), body)
-        if reply.status == 200 and self.switches.counted("too_many_but_created"):
+        if reply.status != 200:
+            return reply
+        if self.switches.counted("too_many_but_created"):
             return answers.too_many(self.switches, 4.5)
+        if self.switches.counted("create_502_after_commit"):
+            return _BAD_GATEWAY
+        if self.switches.counted("create_timeout_after_commit"):
+            self.faults.append(Fault("/asks/", "PUT", "after", "hang"))
         return reply
 
     @route("POST", "/api/v0/asks/bulk")
     def create_many(self, request: Request) -> Reply:
         """Rent several offers."""
         body = _object(request) or {}
-        made = [self._rent(int(id), body) for id in body.get("ids", [])]
+        made = [self._rent(int(id), body) for id in body.get("ids", [])[:_MOST_AT_ONCE]]
         return Reply(200, {"success": True, "results": [reply.body for reply in made]})
 
     @route("PUT", "/api/v0/launch_instance")
@@ -143,14 +163,17 @@ class VastCloud(Account):
         return self._rent(hits[0]["id"], body) if hits else answers.offer_gone(self.switches, 0)
 
     def _rent(self, id: int, body: dict[str, Any]) -> Reply:
-        if (wrong := _wrong(body)) is not None:
-            return wrong
+        if (refused := wrong(body)) is not None:
+            return refused
         ask = next((ask for ask in self.contracts.asks() if ask.id == id), None)
         if ask is None:
             return answers.offer_gone(self.switches, id)
         if self.contracts.credit_left <= 0:
             msg = "Your account lacks credit; see the billing page."
             return answers.failed(400, "insufficient_credit", msg)
+        if self.switches.spend_rate_limit:
+            msg = "Your account is new; its spend rate is limited. Verify it or add credit."
+            return answers.failed(400, "spend_rate_limit", msg)
         bid = body.get("price")
         try:
             contract = self.contracts.rent(
@@ -249,6 +272,8 @@ class VastCloud(Account):
         contract, body = self._contract(id), _object(request) or {}
         if contract is None:
             return answers.no_instance(id)
+        if len(str(body.get("label") or "")) > _LONGEST_LABEL:
+            return answers.failed(400, "label_too_long", "The label is too long.")
         if "label" in body:
             contract.label = str(body["label"])
             msg = f"label for {id} set to '{contract.label}'"
@@ -292,7 +317,8 @@ class VastCloud(Account):
         if not id.isdigit():
             return answers.failed(400, "invalid_args", "invalid instance_id")
         contract = self.contracts.all.get(int(id))
-        if contract is None:
+        hidden = contract and self.switches.lag_hides_from_destroy and not self._shows(contract)
+        if contract is None or hidden:
             return answers.no_instance(id, self.switches.second_delete)
         if not self.switches.counted("destroy_ignored"):
             self.contracts.destroy(contract)
@@ -306,7 +332,7 @@ class VastCloud(Account):
             return answers.no_instance(id)
         price = body.get("price")
         bid = self.contracts.floor(contract.ask) if price is None else Decimal(str(price))
-        if bid < _LEAST_BID:
+        if bid < LEAST_BID:
             return answers.failed(400, "invalid_args", "Please set a bid price >= 0.001.")
         self.contracts.change_bid(contract, bid)
         return Reply(200, {"success": True})
@@ -314,13 +340,22 @@ class VastCloud(Account):
     @route("PUT", "/api/v0/instances/{verb}/{id}")
     def restart(self, request: Request, verb: str, id: str) -> Reply:
         """Reboot or recycle one; the other verbs of an instance only say yes."""
-        contract = self._contract(id)
+        contract, body = self._contract(id), _object(request)
         if contract is None:
+            told = {"reboot": "invalid_args", "recycle": "invalid_id", "prepay": "invalid_args"}
+            if verb in told:
+                return answers.failed(400, told[verb], "No such instance")
             return answers.failed(404, "invalid_id", f"Instance {id} not found.")
         if verb in ("reboot", "recycle"):
             self.contracts.reboot(contract, "rebooting" if verb == "reboot" else "recycling")
         elif verb == "prepay":
+            if Decimal(str((body or {}).get("amount") or 0)) > self.contracts.credit_left:
+                return Reply(411, {"success": False, "msg": "Insufficient credit"})
             return Reply(200, {"success": True, "timescale": 3.5, "discount_rate": 0.3})
+        elif verb == "command" and body is None:
+            return Reply(483, {"success": False, "msg": "invalid json"})
+        elif verb == "command" and not _is_command(str((body or {}).get("command", ""))):
+            return answers.failed(400, "invalid_args", "Invalid command given.")
         elif verb in ("command", "request_logs"):
             url = f"{self.url}/results/{id}"
             told = {"success": True, "result_url": url, "writeable_path": "/", "msg": ""}
@@ -333,28 +368,14 @@ class VastCloud(Account):
         return Reply(200, f"output of {id}\n".encode(), {"Content-Type": "text/plain"})
 
 
+def _is_command(text: str) -> bool:
+    """Whether it is one of the few that may be executed from outside."""
+    return text.split(" ")[0] in _COMMANDS and len(text) <= _LONGEST_COMMAND
+
+
 def _object(request: Request) -> dict[str, Any] | None:
     try:
         body = request.json()
     except ValueError:
         return None
     return body if isinstance(body, dict) else None
-
-
-def _wrong(body: Mapping[str, Any]) -> Reply | None:
-    """What is wrong with a create call."""
-    price = body.get("price")
-    if price is not None and not _LEAST_BID <= Decimal(str(price)) <= _MOST_BID:
-        return answers.failed(400, "invalid_price", "price must be between 0.001 and 128")
-    for name, most in _LONGEST.items():
-        if len(str(body.get(name) or "")) > most:
-            return answers.failed(400, "invalid_args", f"{name} is longer than {most}")
-    if len(str(body.get("onstart") or "")) > _LONGEST_ONSTART:
-        return answers.failed(400, "invalid_args", "onstart is too long")
-    if not (body.get("image") or body.get("template_hash_id")):
-        return answers.failed(400, "invalid_args", "error 400/3467: Invalid args: image")
-    if float(body.get("disk") or _LEAST_DISK) < _LEAST_DISK:
-        return answers.failed(400, "invalid_args", "disk must be at least 8 GB")
-    if not re.fullmatch(r"[a-z_ ]*", str(body.get("runtype") or "")):
-        return answers.failed(400, "invalid_args", "runtype")
-    return None

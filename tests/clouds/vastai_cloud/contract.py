@@ -24,7 +24,7 @@ class Contract:
     body: dict[str, Any]  # of the create call
     bid: Decimal | None
     base: Decimal
-    storage: Decimal
+    storage: Decimal  # while it runs
     created: datetime
     end_date: float
     ssh_keys: list[dict[str, Any]]
@@ -37,6 +37,7 @@ class Contract:
     status_msg: str | None = None
     ports: bool = False
     host_down: bool = False
+    stopped_storage: Decimal = Decimal(1)  # what its disk costs when it is stopped, times the usual
     waits: bool = False  # for its GPUs, and starts by itself
     started: datetime | None = None
     turn: int = 0  # steps that were planned for an earlier turn do not happen
@@ -53,8 +54,9 @@ class Contract:
         """What it costs now."""
         if self.host_down:
             return Decimal(0)
-        metered = self.cur == "running" and self.actual in _GPU_METER
-        return self.storage + (self.base if metered else 0)
+        if self.cur != "running":
+            return self.storage * self.stopped_storage
+        return self.storage + (self.base if self.actual in _GPU_METER else 0)
 
     @property
     def env(self) -> dict[str, str]:

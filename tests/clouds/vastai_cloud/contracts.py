@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -36,6 +37,8 @@ class Contracts:
         self.credit = Decimal(25)
         self.all: dict[int, Contract] = {}
         self.strangers: set[tuple[int, int]] = set()  # (host, GPU) that somebody else has
+        self.uses: dict[str, int] = {}  # instance -> the volume that it was made with
+        self.moved: defaultdict[tuple[int, str], Decimal] = defaultdict(Decimal)  # USD of traffic
         self._folder = folder
         self._ids = itertools.count(20_000_001)
         self._plan: list[tuple[datetime, int, Callable[[], None]]] = []
@@ -115,11 +118,11 @@ class Contracts:
         cancel = body.get("cancel_unavail")
         if cancel is None:
             cancel = bid is None and body.get("target_state", "running") == "running"
-        if taken and cancel:
+        if taken and cancel and not self.switches.cancel_ignored:
             raise Gone
         if bid is not None and self.switches.silent_on_demand:
             bid = None
-        floor = self.floor(ask)
+        floor = self.floor(ask) * self.switches.floor_rises
         contract = self._made(ask, body, bid, keys)
         if bid is not None and bid < floor:
             contract.actual, contract.cur = "created", "stopped"
@@ -156,8 +159,11 @@ class Contracts:
             end_date=now.timestamp() + ask.host.days_left * 86400,
             ssh_keys=list(keys),
             label=body.get("label"),
+            stopped_storage=self.switches.stopped_storage,
         )
         self.all[contract.id] = contract
+        if volume := (body.get("volume_info") or {}).get("volume_id"):
+            self.uses[str(contract.id)] = int(volume)
         self.books.begin(
             "instance", str(contract.id), contract.label or "", contract.rate, contract.created
         )
@@ -178,6 +184,8 @@ class Contracts:
             contract.actual, contract.status_msg = "created", switches.start_fails
             return
         contract.actual, contract.status_msg = switches.stuck_in or "loading", "pulling the image"
+        if switches.pull_gb:
+            self.traffic(contract, down=switches.pull_gb)
         if switches.stuck_in is None:
             self._after(switches.times.load, contract, self._run)
 
@@ -202,7 +210,7 @@ class Contracts:
     def stop(self, contract: Contract) -> None:
         """Its container ends, its disk stays, and bills."""
         contract.turn += 1
-        contract.actual = "exited" if contract.actual else contract.actual
+        contract.actual = self.switches.stopped_as if contract.actual else contract.actual
         contract.intended = contract.cur = contract.next = "stopped"
         contract.ports = contract.waits = False
         self._kill(contract)
@@ -212,6 +220,8 @@ class Contracts:
     def start(self, contract: Contract) -> bool:
         """Start a stopped one; False when it has to wait for its GPUs."""
         others = [one for one in self._on(contract.ask) if one is not contract]
+        if self.clock.now().timestamp() >= contract.end_date:
+            return False
         if self.switches.restart_queued or self.rented(contract.ask) or others:
             contract.intended = contract.next = "running"
             contract.waits = True
@@ -257,10 +267,34 @@ class Contracts:
         self.tick()
         contract = self.all[id]
         contract.host_down = down
-        contract.actual = "offline" if down else "running"
+        contract.actual = self.switches.down_as if down else "running"
         if contract.machine is not None:
             (contract.machine.partition if down else contract.machine.heal)()
         self._meter(contract)
+
+    def freeze(self, id: int) -> None:
+        """It is paused in memory, and its GPUs are billed."""
+        contract = self.all[id]
+        contract.actual = contract.intended = contract.next = "frozen"
+        self._meter(contract)
+
+    def rewrite_keys(self, id: int) -> None:
+        """The host's daemon writes authorized_keys anew: what was put there by hand is lost."""
+        contract = self.all[id]
+        assert contract.machine is not None
+        keys = "".join(f"{key['public_key']}\n" for key in contract.ssh_keys)
+        (contract.machine.folder / "root/.ssh/authorized_keys").write_text(keys)
+
+    def traffic(self, contract: Contract, *, down: float = 0, up: float = 0) -> None:
+        """So many GB came or went: billed by the byte, in any state."""
+        host = contract.ask.host
+        costs = {
+            "bwd": Decimal(str(down)) * host.inet_down_cost,
+            "bwu": Decimal(str(up)) * host.inet_up_cost,
+        }
+        for kind, cost in costs.items():
+            self.moved[contract.id, kind] += cost
+        self.books.charge(str(contract.id), sum(costs.values(), Decimal(0)), self._now())
 
     def destroy(self, contract: Contract) -> None:
         """Gone, with its disk."""
@@ -301,10 +335,13 @@ class Contracts:
                 self.destroy(contract)
 
     def _check_ends(self) -> None:
-        """What is past the end of its host's offer stops."""
+        """What is past the end of its host's offer stops, and is destroyed in the end."""
         for contract in list(self.all.values()):
-            if contract.cur == "running" and self.clock.now().timestamp() >= contract.end_date:
+            past = self.clock.now().timestamp() - contract.end_date
+            if past >= 0 and contract.cur == "running":
                 self.stop(contract)
+            if past >= self.switches.times.reap_broke:
+                self.destroy(contract)
 
     def _meter(self, contract: Contract) -> None:
         thing = self.books.things[str(contract.id)]

@@ -57,7 +57,7 @@ def instance_row(contract: Contract, switches: Switches, *, now: float) -> dict[
         "is_bid": contract.bid is not None,
         "storage_total_cost": storage,
         "search": split,
-        "instance": split if running else {**split, "gpuCostPerHour": 0, "totalHour": storage},
+        "instance": split if running else _stopped(split, float(contract.rate)),
         "credit_balance": None,
         "credit_discount": None,
         "time_remaining": "12 Mon 24 D 16 Hr",
@@ -74,6 +74,11 @@ _OFFER_ONLY = {
     *("ask_contract_id", "rented", "gpu_ids", "gpu_total_ram"),
     *("dph_total_adj", "discounted_dph_total"),
 }
+
+
+def _stopped(split: dict[str, Any], storage: float) -> dict[str, Any]:
+    """What a stopped one costs now: its disk alone."""
+    return {**split, "gpuCostPerHour": 0, "diskHour": storage, "totalHour": storage}
 
 
 def _env(contract: Contract) -> dict[str, Any]:

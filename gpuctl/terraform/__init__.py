@@ -1,0 +1,1 @@
+"""Terraform's side: the machines in its outputs, and module calls for offers."""

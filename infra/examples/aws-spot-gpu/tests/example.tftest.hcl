@@ -1,0 +1,48 @@
+# The example with mocked providers: nothing is asked of a cloud.
+
+mock_provider "aws" {
+  mock_data "aws_partition" {
+    defaults = { partition = "aws" }
+  }
+
+  mock_resource "aws_instance" {
+    defaults = {
+      id        = "i-0123456789abcdef0"
+      arn       = "arn:aws:ec2:us-east-1:123456789012:instance/i-0123456789abcdef0"
+      public_ip = "192.0.2.10"
+    }
+  }
+
+  mock_resource "aws_iam_role" {
+    defaults = { arn = "arn:aws:iam::123456789012:role/gpuctl-deadman" }
+  }
+
+  mock_resource "aws_s3_bucket" {
+    defaults = { id = "checkpoints-of-somebody", arn = "arn:aws:s3:::checkpoints-of-somebody" }
+  }
+
+  mock_data "aws_region" {
+    defaults = { id = "us-east-1" }
+  }
+
+  mock_data "aws_ssm_parameter" {
+    defaults = { value = "ami-0fedcba9876543210" }
+  }
+}
+
+variables {
+  ssh_cidrs    = ["203.0.113.7/32"]
+  ssh_key_file = "./tests/id_ed25519"
+}
+
+run "machine" {
+  assert {
+    condition     = output.gpuctl_machine.id == "us-east-1/i-0123456789abcdef0" && output.gpuctl_machine.price_hour == "0.60"
+    error_message = "gpuctl cannot adopt it."
+  }
+
+  assert {
+    condition     = startswith(output.ssh_command, "ssh -i ") && endswith(output.ssh_command, " root@192.0.2.10")
+    error_message = "ssh_command is ${output.ssh_command}."
+  }
+}

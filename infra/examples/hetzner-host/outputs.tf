@@ -1,0 +1,9 @@
+output "gpuctl_machine" {
+  description = "What `gpuctl adopt` reads."
+  value       = module.host.gpuctl_machine
+}
+
+output "ssh_command" {
+  description = "How to log in by hand."
+  value       = module.host.ssh_command
+}

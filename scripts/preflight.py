@@ -1,0 +1,1 @@
+../gpuctl/run/preflight.py

@@ -1,0 +1,174 @@
+"""docs/guarantee.md, written by the crash matrix from what it saw."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.faults.play import COMMANDS, ENDINGS
+from tests.faults.sites import PROVIDERS
+
+Row = Mapping[str, Any]  # {"case": …, "verdict": …}
+
+_LEFT = {
+    "watchdog": "only the watchdog is left",
+    "machine": "only the machine's own timer is left",
+    "reap": "only `gpuctl reap` runs later",
+}
+_HEAD = """\
+# What is guaranteed, and how that is shown
+
+This file is written by `make faults` (seed {seed}, {cases} cases). Do not edit it:
+`tests/faults/guarantee.py` writes it.
+
+gpuctl promises that nothing goes on billing, whatever breaks. The crash matrix (`tests/faults/`)
+lets `provision`, `run` and `terminate` die by kill -9 just before and just after every API call,
+every step on the machine and every write to the ledger, at every provider. Then one of three is
+left alone to end what was rented: the watchdog; the machine's own timer (the watchdog is killed
+too); or `gpuctl reap`, later (both are dead). The books of the emulated cloud say what was rented
+and what still bills; gpuctl is not asked. The clouds are emulations (`tests/clouds/`), never the
+real ones. Leases are {lease:g} s and settling periods 1 s, so the seconds below are compressed: on
+a real cloud the lease and the settling period of that cloud stand in their place.
+"""
+_NOT = """\
+## What is not guaranteed
+
+- **Hetzner with every local process dead.** A server there can only be ended with a key of the
+  account, and no such key is put on a machine. Its timer switches it off at its hard end, and a
+  server that is off bills on. The watchdog and `gpuctl reap` (cron, CI) carry it; without either it
+  bills until somebody looks.
+- **RunPod: stopped, not deleted.** The key in a pod may stop its pod and, as far as is known, not
+  delete it. A stopped pod of ours has no disk and costs nothing, but it is there until the
+  watchdog or `reap` deletes it. It is counted apart below.
+- **RunPod, your own hosts and `local`, before the agent is there.** They have no timer from the
+  boot on. Between the create and the first step on the machine only the watchdog and `reap` can
+  end it.
+- **A container that never starts (RunPod, Vast.ai).** A timer on the machine needs a machine that
+  runs. While an image is stuck in loading only the watchdog and `reap` can end it.
+- **A machine that its cloud hides.** gpuctl believes that a machine is gone when the cloud says so
+  twice, a settling period apart, through every call that could show it. A cloud that bills a
+  machine which its own API no longer shows cannot be caught by any tool.
+- **A list that stays wrong for longer than a settling period.** A create whose answer was lost is
+  looked for by its name for ten settling periods. Should it show up later still, `reap` finds it
+  by its mark; until then it bills.
+- **A revoked key.** Nobody can end anything without one. gpuctl exits with 6, names the machine and
+  says so; the machine's own timer still ends it where it needs no key of the account.
+- **The real clouds.** The emulations are made from contracts and recorded answers. Nothing here
+  was rented for money.
+"""
+
+
+def write(path: Path, rows: Sequence[Row], seed: int) -> None:
+    """Write the file from the rows of one results file."""
+    from tests.faults.play import LEASE
+
+    parts = [_HEAD.format(seed=seed, cases=len(rows), lease=LEASE)]
+    parts += [_summary(rows), _struck(rows), _NOT, *_details(rows)]
+    path.write_text("\n".join(parts))
+
+
+def _plain(rows: Iterable[Row]) -> list[Row]:
+    return [row for row in rows if not row["case"]["strike"] and row["case"]["action"] == "kill"]
+
+
+def _summary(rows: Sequence[Row]) -> str:
+    lines = [
+        "## Killed at every point\n",
+        "| provider | what is left | cases | leaked | double-rented | otherwise broken "
+        "| seconds to zero: half, longest |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for provider in PROVIDERS:
+        for ending in ENDINGS:
+            found = [
+                row
+                for row in _plain(rows)
+                if (row["case"]["provider"], row["case"]["ending"]) == (provider, ending)
+            ]
+            if found:
+                lines.append(f"| {provider} | {_LEFT[ending]} | {_figures(found)} |")
+    stopped = sum(bool(row["verdict"]["stopped"]) for row in rows)
+    lines.append(
+        "\nStopped and not deleted by the machine's own timer (RunPod), at 0 USD an hour: "
+        f"{stopped} cases."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _figures(rows: Sequence[Row]) -> str:
+    verdicts = [row["verdict"] for row in rows]
+    seconds = sorted(v["seconds"] for v in verdicts if v["seconds"] is not None)
+    times = f"{seconds[len(seconds) // 2]:.0f}, {seconds[-1]:.0f}" if seconds else "–"
+    cells = (
+        len(rows),
+        sum(bool(v["leaked"]) for v in verdicts),
+        sum(v["doubled"] for v in verdicts),
+        sum(bool(v["problems"]) for v in verdicts),
+        times,
+    )
+    return " | ".join(map(str, cells))
+
+
+def _struck(rows: Sequence[Row]) -> str:
+    by_name: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        case = row["case"]
+        name = case["strike"] or {"stop": "SIGSTOP for longer than the lease"}.get(
+            case["action"], ""
+        )
+        name = name or ("full disk below the ledger" if case["action"] == "full" else "")
+        name = name or (f"clock {case['clock'] // 3600:+d} h" if case["clock"] else "")
+        if name:
+            by_name[name].append(row)
+    lines = [
+        "## Something else goes wrong too\n",
+        "| what | providers | cases | leaked | double-rented | otherwise broken "
+        "| seconds to zero: half, longest |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, found in sorted(by_name.items()):
+        where = ", ".join(sorted({row["case"]["provider"] for row in found}))
+        lines.append(f"| {name} | {where} | {_figures(found)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _details(rows: Sequence[Row]) -> list[str]:
+    parts = [
+        "## Point by point\n\nEach cell: leaked, double-rented, seconds to zero of the slowest "
+        "case. A dash: this ending was not drawn there, or is not owed.\n"
+    ]
+    for provider in PROVIDERS:
+        here = [row for row in _plain(rows) if row["case"]["provider"] == provider]
+        if here:
+            parts.append(_points(provider, here))
+    return parts
+
+
+def _points(provider: str, rows: Sequence[Row]) -> str:
+    lines = [
+        f"<details><summary>{provider}</summary>\n",
+        "| command | point | watchdog | machine | reap |",
+        "|---|---|---|---|---|",
+    ]
+    cells: dict[tuple[str, str], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        case = row["case"]
+        point = f"{case['side']} {case['point'].partition('#')[0]}"
+        cells[case["command"], point][case["ending"]].append(row["verdict"])
+    for command in COMMANDS:
+        for (which, point), found in cells.items():
+            if which == command:
+                shown = " | ".join(_cell(found.get(ending, [])) for ending in ENDINGS)
+                lines.append(f"| {command} | {point} | {shown} |")
+    return "\n".join([*lines, "\n</details>\n"])
+
+
+def _cell(verdicts: Sequence[Row]) -> str:
+    if not verdicts:
+        return "–"
+    seconds = [v["seconds"] for v in verdicts if v["seconds"] is not None]
+    leaked = sum(bool(v["leaked"]) for v in verdicts)
+    doubled = sum(v["doubled"] for v in verdicts)
+    return f"{leaked}, {doubled}, {max(seconds):.0f} s" if seconds else f"{leaked}, {doubled}, –"
