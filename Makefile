@@ -56,7 +56,7 @@ conformance: installed-dev
 # Terraform's modules: format, validate, test, and apply to the emulated AWS. The plugins come from the
 # folder TF_PLUGIN_DIR; what is missing is skipped with a word.
 infra-test: installed-dev
-	$(BIN)/pytest -n 0 tests/infra $(PYTEST_FLAGS)
+	$(BIN)/pytest -n 2 tests/infra $(PYTEST_FLAGS)
 
 infra-docs: installed-dev
 	$(BIN)/python scripts/infra_docs.py

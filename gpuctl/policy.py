@@ -155,8 +155,8 @@ def expected_cost(
     traffic: Traffic = USUAL_TRAFFIC,
 ) -> Decimal:
     """Return the expected USD for ``hours`` of work on ``offer``: set-up, storage (it is in the
-    price), traffic where it is billed and, for spot, interruptions. Infinite when the work would
-    never end.
+    price), traffic where it is billed, whole hours where only those are sold and, for spot,
+    interruptions. Infinite when the work would never end.
 
     Raises:
         ValueError: a negative or undefined number.
@@ -317,7 +317,11 @@ def _cost(offer: Offer, rented_hours: float, hazard: float, traffic: Traffic) ->
     if math.isinf(rented_hours):
         return Decimal("Infinity")
     machines = 1 + Decimal(hazard) * Decimal(rented_hours)
-    return offer.price_hour * Decimal(rented_hours) + machines * moved
+    billed = rented_hours
+    if offer.bill_step_seconds:
+        step = offer.bill_step_seconds / 3600
+        billed = math.ceil(rented_hours / step - 1e-9) * step
+    return offer.price_hour * Decimal(billed) + machines * moved
 
 
 def _weighed(counts: Mapping[str, float], of_pool: str) -> float:

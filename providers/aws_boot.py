@@ -7,6 +7,7 @@ key is the machine's own, made here so that nobody can stand in for it on the fi
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -33,13 +34,19 @@ systemd-run --unit=gpuctl-end --on-active="$left"s --timer-property=AccuracySec=
 sh -c '{poweroff}' ||
   (sleep "$left"; {poweroff}) </dev/null >/dev/null 2>&1 &
 """
-# The agent's guard does not outlive a boot; the lease that it guards is on the disk.
+# The agent's guard does not outlive a boot, nor a job that kills whatever is called python; the
+# lease that it guards is on the disk.
 _REARM = """\
 for folder in /root/.gpuctl/*/; do
   [ -f "$folder/lease.json" ] || continue
   echo '{end}' | python3 "$folder/machine_agent.py" rearm "$folder"
 done
 """
+# KillMode: what it starts goes on when it has ended.
+_REARM_EVERY = (
+    "systemd-run --unit=gpuctl-rearm --on-active=300s --on-unit-active=300s "
+    "--property=KillMode=process sh -c {} || true"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +82,7 @@ def user_data(end: datetime, ssh_public_key: str | None, host_key: HostKey) -> s
     anything is installed: a reboot starts the guard of the lease again.
     """
     timer = _TIMER.format(end=int(end.timestamp()), poweroff=POWEROFF)
-    end_orders = json.dumps({"end": {"argv": ["sh", "-c", POWEROFF]}})
+    rearm = _REARM.replace("{end}", json.dumps({"end": {"argv": ["sh", "-c", POWEROFF]}}))
     quiet = "apt-daily.timer apt-daily-upgrade.timer unattended-upgrades.service"
     config = {
         "disable_root": False,
@@ -84,7 +91,8 @@ def user_data(end: datetime, ssh_public_key: str | None, host_key: HostKey) -> s
         "ssh_keys": {"ed25519_private": host_key.private, "ed25519_public": host_key.public},
         "bootcmd": [
             ["sh", "-c", timer],
-            ["sh", "-c", _REARM.replace("{end}", end_orders)],
+            ["sh", "-c", rearm],
+            ["sh", "-c", _REARM_EVERY.format(shlex.quote(rearm))],
             ["sh", "-c", f"systemctl disable --now {quiet} || true"],
             ["python3", "-m", "venv", "--without-pip", "--system-site-packages", PYTHON],
         ],

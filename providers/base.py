@@ -183,6 +183,7 @@ class Offer:
     available: bool = True
     gb_in_price: Decimal = Decimal(0)  # USD for a GB that the machine receives: not in price_hour
     gb_out_price: Decimal = Decimal(0)  # and for a GB that it sends
+    bill_step_seconds: float = 0  # what is begun of so much is charged; 0: a second, or less
     source: Literal["live", "reference"] = "live"
     as_of: datetime = field(default_factory=lambda: datetime.now(UTC))
     fx_rate: Decimal | None = None  # USD per unit of the provider's currency

@@ -53,6 +53,7 @@ from providers.hetzner_offers import (
 )
 from providers.hetzner_order import image_id, ssh_key_id
 from providers.reference.exchange import eur_usd
+from providers.reference.hetzner_cloud import BILL_STEP_SECONDS
 from providers.shared_call import SharedCall
 
 Json = dict[str, Any]
@@ -105,7 +106,7 @@ class HetznerProvider:
             gpus=False,
             console="https://console.hetzner.com/projects",
             console_note="in the project of the token, which the API does not name",
-            bill_step_seconds=3600,
+            bill_step_seconds=BILL_STEP_SECONDS,
             settle_seconds=5,
             poll_seconds=2,
         )

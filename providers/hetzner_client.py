@@ -140,7 +140,8 @@ class Api:
         except hcloud.APIException as error:
             trace = getattr(error, "correlation_id", None)
             raise Refusal(error.code, error.message, error.details, trace) from None
-        except (requests.RequestException, OSError, KeyError) as error:
+        except (requests.RequestException, OSError, LookupError, TypeError, ValueError) as error:
+            # Also an answer that the library cannot read: something in between spoke for the API.
             # Its text may hold more than a person should see; its kind says enough.
             raise Ambiguous(
                 f"Hetzner did not answer {method} {path} ({type(error).__name__})."

@@ -12,6 +12,7 @@ from typing import Any
 from providers.base import Ambiguous, InvalidRequest, Offer, Unsupported, Want
 from providers.matching import satisfies
 from providers.reference.exchange import Rate
+from providers.reference.hetzner_cloud import BILL_STEP_SECONDS
 
 Json = Mapping[str, Any]
 _MICRO = Decimal("0.000001")
@@ -148,6 +149,7 @@ def _offer(
         disk_gb=_number(kind.get("disk")),
         available=place.get("available") is not False,
         as_of=now,
+        bill_step_seconds=BILL_STEP_SECONDS,
         fx_rate=rate.usd if in_euros else None,
         fx_date=rate.day if in_euros else None,
         note=_note(name, kind, prices),

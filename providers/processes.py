@@ -188,11 +188,13 @@ def _stat(pid: int) -> list[str] | None:
 
 
 def _ps(*arguments: str) -> str:
+    # Dates in UTC and English: daylight saving must not make a process look like another one.
     return subprocess.run(
         ["ps", *arguments],
         capture_output=True,
         text=True,
         errors="replace",
+        env={**os.environ, "TZ": "UTC", "LC_ALL": "C"},
         timeout=_PS_TIMEOUT_SECONDS,
         check=False,  # exits 1 when it found nobody
     ).stdout

@@ -13,8 +13,8 @@
         python: ~/conda/bin/python  # what jobs get a Python on top of, default python3
         known_hosts: ~/lab_hosts    # its host key is there, under its name; nothing else is trusted
 
-The list alone, without ``hosts:``, does too. ``GPUCTL_SSH_HOSTS`` names the file (default ``hosts.yaml`` in GPUCTL_HOME), or the names
-themselves, separated by commas.
+The list alone, without ``hosts:``, does too. ``GPUCTL_SSH_HOSTS`` names the file (default
+``hosts.yaml`` in GPUCTL_HOME), or the names themselves, separated by commas.
 """
 
 from __future__ import annotations

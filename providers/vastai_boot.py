@@ -65,9 +65,9 @@ def onstart(root: str, end: datetime, public_key: str | None, *, patience: int) 
     """Return the script that Vast.ai runs at every boot of the container.
 
     It lets our SSH key in, and again when somebody takes it out. It has the agent guard the lease
-    again that is on the disk: a machine that was outbid comes back by itself and bills when it is
-    long forgotten. It ends the machine at its hard end, and when nobody has sent an agent
-    ``patience`` seconds after a boot.
+    that is on the disk, again every few minutes: a machine that was outbid comes back by itself and
+    bills when it is long forgotten, and a job may kill whatever is called python. It ends the
+    machine at its hard end, and when nobody has sent an agent ``patience`` seconds after a boot.
 
     Raises:
         ValueError: it would be longer than Vast.ai takes.
@@ -83,12 +83,16 @@ cat > ~/.gpuctl-end <<'END'
 END
 (
 trap '' HUP
+rearm() {{
 for d in ~/.gpuctl/*/; do
   [ -f "$d/lease.json" ] && echo "{{\\"end\\":{{\\"argv\\":[\\"sh\\",\\"$HOME/.gpuctl-end\\"]}}}}" |
     {_PYTHON} "$d/machine_agent.py" rearm "$d"
 done
-K={key} E={int(end.timestamp())} P=$(( $(date +%s) + {patience} ))
+}}
+K={key} E={int(end.timestamp())} P=$(( $(date +%s) + {patience} )) C=0
 while :; do
+  [ $((C % 15)) -eq 0 ] && rearm
+  C=$((C + 1))
   if [ -n "$K" ] && ! grep -qsF "$K" ~/.ssh/authorized_keys; then
     echo "$K" >> ~/.ssh/authorized_keys; chmod 600 ~/.ssh/authorized_keys
   fi

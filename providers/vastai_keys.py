@@ -5,6 +5,7 @@ Each of the two has been seen not to suffice. A third way is in the instance's b
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 from providers.base import AuthFailed, ProviderError
@@ -25,7 +26,8 @@ class Keys:
     def register(self, key: str) -> None:
         """Make the key known to the account, unless it is; nothing is rented yet.
 
-        An account of a team takes none: then attaching has to do.
+        An account of a team takes none, and an API key may lack the right: then attaching has to
+        do. A key that is refused altogether is told by what comes next.
 
         Raises:
             ProviderError: the account could not be asked, or refuses the key.
@@ -33,12 +35,17 @@ class Keys:
         with self._lock:
             if key in self._registered:
                 return
-            if not self._is_known(key):
-                answer = self._client.write("POST", "add-key", _KEYS, {"ssh_key": key})
-                teams = "team_ssh_keys_not_supported" in answer.text
-                if not succeeded(answer) and not teams and "already" not in answer.text:
-                    raise refusal("our SSH key", answer)
+            with contextlib.suppress(AuthFailed):
+                self._make_known(key)
             self._registered.add(key)
+
+    def _make_known(self, key: str) -> None:
+        if self._is_known(key):
+            return
+        answer = self._client.write("POST", "add-key", _KEYS, {"ssh_key": key})
+        teams = "team_ssh_keys_not_supported" in answer.text
+        if not succeeded(answer) and not teams and "already" not in answer.text:
+            raise refusal("our SSH key", answer)
 
     def _is_known(self, key: str) -> bool:
         answer = self._client.read_any("keys", _KEYS)

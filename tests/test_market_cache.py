@@ -171,6 +171,7 @@ def test_every_field_comes_back(cache: OfferCache) -> None:
         available=False,
         gb_in_price=Decimal("0.003"),
         gb_out_price=Decimal("0.09"),
+        bill_step_seconds=3600,
         as_of=START,
         fx_rate=Decimal("1.17"),
         fx_date=date(2026, 1, 21),

@@ -186,6 +186,17 @@ def test_without_interruptions_it_is_setup_and_work() -> None:
     assert expected_cost(FIRM, 8, setup_minutes=30, hazard_per_hour=9) == Decimal("8.5")
 
 
+@pytest.mark.parametrize(
+    ("step", "hours", "cost"),
+    [(0, 1.5, "1.5"), (3600, 1.5, 2), (3600, 2, 2), (3600, 0.1, 1), (60, 1.5, "1.5")],
+)
+def test_what_is_begun_is_paid_where_only_whole_hours_are_sold(
+    step: float, hours: float, cost: str | int
+) -> None:
+    made = replace(FIRM, bill_step_seconds=step)
+    assert expected_cost(made, hours, setup_minutes=0) == Decimal(cost)
+
+
 def test_every_machine_of_a_run_has_its_traffic() -> None:
     def cost(spot: bool, price: int = 1) -> Decimal:
         made = replace(offer("x", price, spot=spot), gb_in_price=Decimal("0.1"))

@@ -16,6 +16,7 @@ from gpuctl.fleet.access import stays
 from gpuctl.fleet.audit import Audit, Billing
 from gpuctl.fleet.audit import audit as audit_all
 from gpuctl.fleet.context import Fleet
+from gpuctl.fleet.orphans import with_orphans
 from gpuctl.fleet.reap import Reaped, Seen, Trouble
 from gpuctl.fleet.reap import reap as reap_all
 from gpuctl.fleet.receipt import Receipt
@@ -23,6 +24,9 @@ from gpuctl.fleet.release import receipt_of
 from gpuctl.fleet.uploads import with_uploads
 from gpuctl.ledger import MachineRow
 from gpuctl.quantities import format_money
+from providers.base import Leftover
+
+_TOLD = 5  # of many errors in a line; the document has them all
 
 
 @click.command(
@@ -110,10 +114,15 @@ def together(errors: Sequence[GpuctlError]) -> GpuctlError:
     first = max(errors, key=lambda error: error.may_bill)
     if len(errors) == 1:
         return first
-    message = "; ".join(error.message for error in errors)
+    message = _some([first.message, *(one.message for one in errors if one is not first)])
     if first.may_bill:
         return MayStillBill(message, machine=first.machine, next=first.next or "`gpuctl audit`.")
     return GpuctlError(message, machine=first.machine, next=first.next)
+
+
+def _some(messages: Sequence[str]) -> str:
+    more = len(messages) - _TOLD
+    return "; ".join(messages[:_TOLD]) + (f"; and {more} more" if more > 0 else "")
 
 
 # -------------------------------------------------------------------- reap and audit
@@ -139,6 +148,7 @@ def reap(dry_run: bool, hard_end_only: bool, as_json: bool) -> None:
     """
     with Terminal() as terminal, opened(terminal.say, guard=False) as fleet:
         done = reap_all(fleet, dry_run=dry_run, hard_end_only=hard_end_only)
+        done = with_orphans(fleet, done, dry_run=dry_run, hard_end_only=hard_end_only)
         if not dry_run:
             done = with_uploads(fleet, done)
         document = shapes.reaped(done, fleet.clock.now())
@@ -168,11 +178,19 @@ def _show_reaped(done: Reaped) -> None:
         show_receipts(done.receipts)
     for one in done.would_reap:
         line(f"would destroy {_about(one)}")
-    if not done.receipts and not done.would_reap:
+    for left in done.swept:
+        line(f"removed {_left(left)}")
+    for left in done.would_sweep:
+        line(f"would remove {_left(left)}")
+    if not (done.receipts or done.would_reap or done.swept or done.would_sweep):
         line("Nothing to reap.")
     for one in done.kept:
         line(f"kept {_about(one)}")
     _show_troubles(done.errors)
+
+
+def _left(one: Leftover) -> str:
+    return f"{one.kind} {one.id} at {one.provider}, left over from {one.name}"
 
 
 def _about(one: Seen) -> str:
@@ -235,12 +253,14 @@ def _unclean(done: Audit) -> GpuctlError:
     return MayStillBill(
         f"Unaccounted for: {name}{rest} ({first.unaccounted})",
         machine=name,
-        next="`gpuctl reap` destroys what is ours and nobody looks after.",
+        next=f"Remove it in {first.leftover.provider}'s own console, if you do not need it."
+        if first.leftover is not None and first.leftover.mark is None
+        else "`gpuctl reap` destroys what is ours and nobody looks after.",
     )
 
 
 def _not_everybody(command: str, errors: Sequence[Trouble]) -> MayStillBill:
-    told = "; ".join(one.message for one in errors)
+    told = _some([one.message for one in errors])
     named = next((one.machine for one in errors if one.machine), None)
     given = next((one.next for one in errors if one.next), None)
     return MayStillBill(

@@ -299,6 +299,8 @@ def reaped(done: Reaped, now: datetime) -> Shape:
     return {
         "reaped": [receipt(one) for one in done.receipts],
         "would_reap": [seen(one, now) for one in done.would_reap],
+        "swept": [leftover(one) for one in done.swept],
+        "would_sweep": [leftover(one) for one in done.would_sweep],
         "kept": [seen(one, now) for one in done.kept],
         "errors": [trouble(one) for one in done.errors],
         "asked": list(done.asked),

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from gpuctl.fleet.access import as_machine
 from gpuctl.fleet.context import Fleet
+from gpuctl.fleet.orphans import whose_leftover
 from gpuctl.fleet.reap import Seen, Trouble, ask_each, is_ours, survey
 from gpuctl.fleet.uploads import uploads_left
 from gpuctl.ledger import MachineRow
@@ -52,7 +53,7 @@ def audit(fleet: Fleet) -> Audit:
     there = {one.machine.name for one in seen}
     left, silent = ask_each(fleet, sorted(answered), lambda provider: provider.leftovers())
     for leftovers in left.values():
-        billing += _left_behind(leftovers, there)
+        billing += _left_behind(leftovers, there, fleet.home.owner)
     errors += silent
     billing += [
         Billing(None, None, one, "ours", "an upload that was never finished")
@@ -109,12 +110,17 @@ def _not_asked(fleet: Fleet, seen: Sequence[Seen], answered: set[str]) -> list[B
     ]
 
 
-def _left_behind(left: Sequence[Leftover], machines: set[str]) -> list[Billing]:
+def _left_behind(left: Sequence[Leftover], machines: set[str], owner: str) -> list[Billing]:
     """Leftovers of machines that are gone; those of living ones go with them."""
     return [
-        Billing(None, None, one, "ours", "left over from a machine that is gone")
-        if one.mark is None or one.mark.managed_by == "gpuctl"
-        else Billing(None, None, one, one.mark.managed_by, None)
+        Billing(None, None, one, who, _why_left(one) if who == "ours" else None)
         for one in left
         if one.name not in machines
+        for who in [whose_leftover(one, owner)]
     ]
+
+
+def _why_left(one: Leftover) -> str:
+    if one.mark is None:
+        return "it bears a name of ours, but no mark: only you can say whether it may go"
+    return "left over from a machine that is gone"

@@ -139,6 +139,10 @@ class BorrowedMachines:
         self._wanted.update(lent)
         return self._ssh.check() if lent else []
 
+    def has_ended(self, row: MachineRow) -> bool:
+        """Whether a borrowed machine is proven gone; then its row is closed."""
+        return row.borrowed and self._ended_by_now(row) is not None
+
     # ------------------------------------------------------------------ inside
 
     def _open_rows(self) -> Sequence[MachineRow]:
@@ -288,17 +292,7 @@ def offers_of(fleet: Fleet, name: str, want: Want) -> list[Offer]:
     Raises:
         NothingRentable: it is gone, taken, silent, or not what is wanted.
     """
-    provider = fleet.provider(BORROWED)
-    row = current(fleet, name)
-    why = "the ledger does not know it" if row is None else why_not_lent(row)
-    if row is None or why is not None:
-        raise NothingRentable(f"{name} cannot be lent: {why}", machine=name, next=_ANOTHER)
-    try:
-        offers = provider.offers(replace(want, regions=(row.name,)))
-    except ProviderError as no:
-        raise NothingRentable(
-            f"{row.name} cannot be had: {no}", machine=row.name, next=_ANOTHER
-        ) from no
+    row, offers = _asked_for_offers(fleet, name, want)
     free = [offer for offer in offers if offer.available]
     if not free:
         raise NothingRentable(
@@ -307,6 +301,23 @@ def offers_of(fleet: Fleet, name: str, want: Want) -> list[Offer]:
             next="`gpuctl runs` shows by whom.",
         )
     return free
+
+
+def _asked_for_offers(fleet: Fleet, name: str, want: Want) -> tuple[MachineRow, Sequence[Offer]]:
+    provider = BorrowedMachines(fleet)
+    while True:
+        row = current(fleet, name)
+        why = "the ledger does not know it" if row is None else why_not_lent(row)
+        if row is None or why is not None:
+            raise NothingRentable(f"{name} cannot be lent: {why}", machine=name, next=_ANOTHER)
+        try:
+            return row, provider.offers(replace(want, regions=(row.name,)))
+        except ProviderError as no:
+            # When it is proven gone its row is closed now, and another may be in its place.
+            if not provider.has_ended(row):
+                raise NothingRentable(
+                    f"{row.name} cannot be had: {no}", machine=row.name, next=_ANOTHER
+                ) from no
 
 
 def current(fleet: Fleet, name: str) -> MachineRow | None:

@@ -20,7 +20,7 @@ from gpuctl.fleet.receipt import Receipt
 from gpuctl.fleet.release import release_all
 from gpuctl.ledger import MachineRow
 from gpuctl.names import parse_machine_name
-from providers.base import Machine, Provider, ProviderError, State
+from providers.base import Leftover, Machine, Provider, ProviderError, State
 
 _T = TypeVar("_T")
 
@@ -62,6 +62,8 @@ class Reaped:
     kept: tuple[Seen, ...]
     errors: tuple[Trouble, ...]
     asked: tuple[str, ...] = ()  # providers, those that did not answer too
+    swept: tuple[Leftover, ...] = ()  # of machines that were gone before
+    would_sweep: tuple[Leftover, ...] = ()  # with dry_run
 
 
 def is_ours(machine: Machine, owner: str) -> bool:
@@ -156,7 +158,9 @@ def reap(fleet: Fleet, *, dry_run: bool = False, hard_end_only: bool = False) ->
         except LedgerError as error:
             # The others have their rows already, and are ended all the same.
             machine = one.machine
-            told = f"{machine.name} ({machine.provider_id}) was not ended: {error.message}"
+            told = (
+                f"{machine.name} ({machine.provider_id}) was not ended and bills: {error.message}"
+            )
             errors.append(Trouble(machine.provider, error.kind, told, machine.name, error.next))
     rows += [] if hard_end_only else _vanished(fleet, seen, answered)
     receipts, failures = release_all(fleet, rows, why="reaped")

@@ -318,6 +318,9 @@ class Teardown:
                 continue
             self._done(case, receipt, trouble or case.trouble)
         follow_ledger(self._fleet)
+        if left_over := sum(case.open for case in self._cases):
+            count = len(self._cases)
+            self._fleet.say(f"{self._provider.name}: {count - left_over} of {count} machines done")
 
     @staticmethod
     def _done(case: _Case, receipt: Receipt, trouble: LedgerError | None) -> None:

@@ -13,12 +13,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -32,7 +33,7 @@ from gpuctl.fleet.guarding import watchdog_of as watchdog_of
 from gpuctl.fleet.keeper import Keeper, alive, keeper_from, this_process
 from gpuctl.fleet.lease import sync_grace
 from gpuctl.fleet.presence import prove_absent
-from gpuctl.fleet.release import release
+from gpuctl.fleet.release import release_all
 from gpuctl.fleet.upgrade import Upgrade
 from gpuctl.fleet.uploads import give_up_uploads
 from gpuctl.home import Home, open_home
@@ -40,6 +41,7 @@ from gpuctl.ledger import Ledger, MachineRow
 from providers.base import Clock, ProviderError, SystemClock
 
 _TICK_SECONDS = 1.0
+_PATIENCE_SECONDS = 1.0  # with what is under way; new duties begin meanwhile
 _AT_ONCE = 16
 _IDLE_TICKS = 3  # rounds without an open row before it ends
 _LOOK_EVERY_SECONDS = 5.0
@@ -108,40 +110,71 @@ class Watchdog:
         self.keeper = keeper
         self._not_before: dict[str, float] = {}
         self._failures: dict[str, int] = {}
+        self._pools: dict[str, ThreadPoolExecutor] = {}
+        self._busy: dict[str, Future[None]] = {}
 
-    def round(self) -> int:
-        """Go once over every open row; return how many are left."""
-        rows = self.fleet.ledger.machines(open_only=True)
-        if rows:
-            # Side by side: one cloud that hangs must not keep the machines of another alive.
-            with ThreadPoolExecutor(max_workers=min(len(rows), _AT_ONCE)) as pool:
-                list(pool.map(self._try_to_attend, rows))
+    def round(self, patience: float | None = None) -> int:
+        """Go once over every open row that is not being attended to; return how many are open.
+
+        Each cloud has threads of its own: one that hangs must not keep another's machines alive.
+
+        Args:
+            patience: seconds to wait for what was begun; it goes on after that. None: to its end.
+        """
+        doomed: dict[tuple[str, str], list[MachineRow]] = {}
+        for row in self.fleet.ledger.machines(open_only=True):
+            if row.name not in self._busy:
+                self._attend(row, doomed)
+        for (_, why), rows in doomed.items():
+            self._begin(rows, partial(self._release, rows, why))
+        wait(self._busy.values(), timeout=patience)
+        ended = {name: one for name, one in self._busy.items() if one.done()}
+        for name, one in ended.items():
+            del self._busy[name]
+            one.result()
         return len(self.fleet.ledger.machines(open_only=True))
 
-    def _try_to_attend(self, row: MachineRow) -> None:
-        try:
-            self._attend(row)
-        except GpuctlError as error:
-            self._later(row, error.message)
-        except ProviderError as error:
-            self._later(row, str(error))
-        except Exception as error:
-            # A mistake in a provider, or a system that refuses: the others are attended to.
-            self._later(row, f"{type(error).__name__}: {error}")
+    @property
+    def is_busy(self) -> bool:
+        """Whether something that was begun goes on."""
+        return bool(self._busy)
 
-    def _attend(self, row: MachineRow) -> None:
+    def _begin(self, rows: Sequence[MachineRow], duty: Callable[[], None]) -> None:
+        provider = rows[0].provider
+        if provider not in self._pools:
+            self._pools[provider] = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix=provider)
+        future = self._pools[provider].submit(self._trying, rows, duty)
+        self._busy |= dict.fromkeys((row.name for row in rows), future)
+
+    def _trying(self, rows: Sequence[MachineRow], duty: Callable[[], None]) -> None:
+        try:
+            duty()
+        except Exception as error:
+            # Also a mistake in a provider, or a system that refuses: the others are attended to.
+            for row in rows:
+                self._later(row, _words(error))
+
+    def _attend(self, row: MachineRow, doomed: dict[tuple[str, str], list[MachineRow]]) -> None:
+        """Begin what is owed to a machine; what is to be ended is only noted, with its reason."""
         if self.fleet.clock.monotonic() < self._not_before.get(row.name, 0):
             return
-        row = by_this_clock(self._take_over(row), self.fleet.clock)
+        try:
+            row = by_this_clock(self._take_over(row), self.fleet.clock)
+        except GpuctlError as error:
+            self._later(row, error.message)
+            return
         judgement = judge(row, self.fleet.clock.now(), self._lives(row))
-        if judgement.duty is Duty.SETTLE:
-            found = settle(self.fleet, row)
-            self.fleet.say(f"{row.name}: {'adopted' if found else 'was never created'}")
-        elif judgement.duty is Duty.RELEASE:
-            self._release(row, judgement.why)
+        if judgement.duty is Duty.RELEASE:
+            doomed.setdefault((row.provider, judgement.why), []).append(row)
+        elif judgement.duty is Duty.SETTLE:
+            self._begin([row], partial(self._settle, row))
         elif judgement.duty is Duty.LOOK:
-            self._look(row)
+            self._begin([row], partial(self._look, row))
+
+    def _settle(self, row: MachineRow) -> None:
+        found = settle(self.fleet, row)
         self._failures.pop(row.name, None)
+        self.fleet.say(f"{row.name}: {'adopted' if found else 'was never created'}")
 
     def _take_over(self, row: MachineRow) -> MachineRow:
         """Become the keeper of what an earlier watchdog kept."""
@@ -171,7 +204,7 @@ class Watchdog:
             until_seen=True,
         )
         if proof.absent:
-            self._release(row, "it ended by itself")
+            self._release([row], "it ended by itself")
             return
         if proof.error is not None:
             raise proof.error
@@ -180,11 +213,21 @@ class Watchdog:
         if left <= pause:
             pause = max(provider.capabilities.poll_seconds, _TICK_SECONDS)
         self._not_before[row.name] = self.fleet.clock.monotonic() + pause
+        self._failures.pop(row.name, None)
 
-    def _release(self, row: MachineRow, why: str) -> None:
-        self.fleet.say(f"{row.name}: ending it: {why}")
-        receipt = release(self.fleet, row, why=f"watchdog: {why}")
-        self.fleet.say(f"{row.name}: gone, {receipt.cost_usd} USD ({receipt.cost_source})")
+    def _release(self, rows: Sequence[MachineRow], why: str) -> None:
+        """End machines of one account together: the same listings prove all of them gone."""
+        for row in rows:
+            self.fleet.say(f"{row.name}: ending it: {why}")
+        receipts, errors = release_all(self.fleet, rows, why=f"watchdog: {why}")
+        for receipt in receipts:
+            self._failures.pop(receipt.name, None)
+            self.fleet.say(f"{receipt.name}: gone, {receipt.cost_usd} USD ({receipt.cost_source})")
+        told = {error.machine: error for error in errors}
+        gone = {receipt.name for receipt in receipts}
+        for row in rows:
+            if row.name not in gone:
+                self._later(row, told[row.name].message if row.name in told else "it was not ended")
 
     def _later(self, row: MachineRow, message: str) -> None:
         """Try again later, never give up: backing off to minutes."""
@@ -192,6 +235,12 @@ class Watchdog:
         pause = retry_pause(failures)
         self._not_before[row.name] = self.fleet.clock.monotonic() + pause
         self.fleet.say(f"{row.name}: {message} (again in {pause:.0f} s)")
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, GpuctlError):
+        return error.message
+    return str(error) if isinstance(error, ProviderError) else f"{type(error).__name__}: {error}"
 
 
 def retry_pause(failures: int) -> float:
@@ -252,7 +301,7 @@ def _until_idle(watchdog: Watchdog, clock: Clock) -> bool:
     upgrade = Upgrade(clock)
     while idle < _IDLE_TICKS:
         try:
-            idle = 0 if watchdog.round() else idle + 1
+            idle = 0 if watchdog.round(_PATIENCE_SECONDS) else idle + 1
         except GpuctlError as error:
             # A locked or full ledger passes; giving up would leave machines without a guard.
             idle = 0
@@ -261,7 +310,7 @@ def _until_idle(watchdog: Watchdog, clock: Clock) -> bool:
             # So does a system that has no thread or file left.
             idle = 0
             watchdog.fleet.say(f"{type(error).__name__}: {error}")
-        if upgrade.is_there():
+        if upgrade.is_there() and not watchdog.is_busy:
             return True
         clock.sleep(_TICK_SECONDS)
     return False

@@ -12,6 +12,9 @@ from decimal import Decimal
 
 from providers.reference.entry import Entry
 
+BILL_STEP_SECONDS = 3600
+"""Every started hour is charged (docs.hetzner.com, Cloud billing FAQ)."""
+
 _IPV4_HOUR = Decimal("0.0008")
 _HOURS_A_MONTH = 624
 

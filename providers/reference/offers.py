@@ -15,7 +15,7 @@ from providers.matching import satisfies
 from providers.reference.ec2 import EC2, EGRESS_GB
 from providers.reference.entry import Entry
 from providers.reference.exchange import Rate, eur_usd
-from providers.reference.hetzner_cloud import HETZNER_CLOUD
+from providers.reference.hetzner_cloud import BILL_STEP_SECONDS, HETZNER_CLOUD
 from providers.reference.prices import FOUND_ONE_BY_ONE
 
 _MOST_GPUS = 8  # of a machine whose price is per GPU
@@ -114,6 +114,7 @@ def _offer(entry: Entry, count: int, rate: Rate, now: datetime) -> Offer:
         disk_gb=entry.disk_gb,
         source="reference",
         as_of=datetime.combine(entry.as_of, time(), UTC),
+        bill_step_seconds=BILL_STEP_SECONDS if entry.system == "hetzner" else 0,
         gb_out_price=EGRESS_GB if entry.system == "aws" else Decimal(0),
         fx_rate=rate.usd if in_euros else None,
         fx_date=rate.day if in_euros else None,

@@ -374,6 +374,7 @@ class TestReboot:
         bench.verb("rearm", stdin={"end": ending(bench)})
         assert until(lambda: ends(bench) >= 1, 10)
 
+    @pytest.mark.slow
     def test_what_it_was_told_besides_is_kept(self, bench: Bench) -> None:
         bench.arm(on_lease_end="finish", sync_grace_seconds=7, idle_seconds=900)
         self.killed(bench)
@@ -381,6 +382,7 @@ class TestReboot:
         assert (state["on_lease_end"], state["sync_grace_seconds"]) == ("finish", 7)
         assert state["idle_seconds"] == 900
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("content", ["", "[]", '{"on_lease_end": "never"}'])
     def test_damaged_notes_do_not_leave_it_unguarded(self, bench: Bench, content: str) -> None:
         bench.arm(lease_seconds=600)
@@ -390,6 +392,7 @@ class TestReboot:
         bench.verb("renew", "0")
         assert until(lambda: ends(bench) >= 1, 10)
 
+    @pytest.mark.slow
     def test_a_damaged_lease_ends_the_machine(self, bench: Bench) -> None:
         bench.arm(lease_seconds=600)
         self.killed(bench)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from gpuctl.cli.ending import together
+from gpuctl.errors import GpuctlError, MayStillBill
 from gpuctl.fleet.keeper import this_process
 from gpuctl.ledger import Ledger
 from gpuctl.names import new_machine_name
@@ -335,3 +337,10 @@ def test_what_is_there_cannot_be_forgotten(gpuctl: Gpuctl, machine: Machine) -> 
     assert done.code == 6
     assert done.json["error"]["may_bill"] is True
     assert "terminate" in done.json["error"]["next"]
+
+
+def test_of_many_errors_a_few_are_told() -> None:
+    errors = [GpuctlError(f"m{number}") for number in range(500)]
+    error = together([*errors, MayStillBill("m500 may bill", machine="m500")])
+    assert error.message == "m500 may bill; m0; m1; m2; m3; and 496 more"
+    assert (error.exit_code, error.machine) == (6, "m500")

@@ -18,7 +18,7 @@ from typing import Self
 
 _LOOK_SECONDS = 0.0005
 _LOOKS = 2  # in a row that find every thread waiting
-_STUCK_SECONDS = 10.0  # so long a thread that works may keep the others asleep
+_STUCK_SECONDS = 60.0  # so long a thread that works may keep the others asleep
 _WAITS = {  # file: functions in which a thread waits for others
     "threading.py": {"wait", "join", "_wait_for_tstate_lock"},
     "thread.py": {"_worker"},
@@ -85,6 +85,7 @@ class IdleClock:
         idle, moved = 0, time.monotonic()
         while not self._closed.wait(_LOOK_SECONDS):
             idle = idle + 1 if self._all_wait() else 0
+            moved = moved if self._sleepers else time.monotonic()
             if idle >= _LOOKS or time.monotonic() - moved > _STUCK_SECONDS:
                 self._wake_next()
                 idle, moved = 0, time.monotonic()

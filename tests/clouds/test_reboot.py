@@ -141,6 +141,26 @@ def test_a_container_that_comes_back_ends_with_its_lease(
     assert until(lambda: account.ended > 0, 40)
 
 
+def test_a_guard_that_the_job_has_killed_is_started_again(
+    container: Rented, account: OneInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onstart = vastai_boot.onstart
+
+    def hasty(*given: Any, **named: Any) -> str:
+        """Every few seconds instead of every few minutes."""
+        return onstart(*given, **named).replace("-gt 20 ] && S=20", "-gt 1 ] && S=1")
+
+    monkeypatch.setattr(vastai_boot, "onstart", hasty)
+    boot_container(container, account)
+    arm(container, 600, {"argv": ["true"]})
+    facts = container.folder / "root/.gpuctl/machine/guard.json"
+    first = json.loads(facts.read_text())["pid"]
+    container.start("pkill -9 -f machine_agent").wait(10)
+    assert until(lambda: json.loads(facts.read_text())["pid"] != first, 60)
+    assert until(lambda: len(guards(container)) == 1, 20)
+    assert account.ended == 0, "its lease goes on"
+
+
 def test_a_container_that_comes_back_too_late_ends_at_once(
     container: Rented, account: OneInstance
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -15,7 +14,7 @@ import requests
 
 from tests.clouds.memory_cloud import HandClock
 from tests.clouds.rented import needs_machines
-from tests.clouds.runpod_cloud import RunpodCloud, Times, hosts
+from tests.clouds.runpod_cloud import RunpodCloud, Times
 from tests.waiting import until
 
 CARD = "NVIDIA A40"
@@ -266,7 +265,7 @@ def test_there_is_no_spot(cloud: RunpodCloud) -> None:
 
 def test_spot_behind_its_flag(cloud: RunpodCloud, clock: HandClock) -> None:
     cloud.switches.graphql_spot = True
-    cloud.switches.interruption_lag_s = 600
+    cloud.switches.interruption_lag_s = 595
     asked = 'query { gpuTypes(input: {id: "NVIDIA A40"}) { lowestPrice { minimumBidPrice } } }'
     [card] = graphql(cloud, asked)["data"]["gpuTypes"]
     floor = card["lowestPrice"]["minimumBidPrice"]
@@ -286,11 +285,9 @@ def test_spot_behind_its_flag(cloud: RunpodCloud, clock: HandClock) -> None:
     assert cloud.books.things[pod["id"]].spans[-1].price_hour > Decimal(str(floor)) * 2
 
 
+@pytest.mark.slow
 @needs_machines
-def test_who_is_outbid_is_asked_to_end_and_killed_a_moment_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hosts, "_GRACE_SECONDS", 0.5)
+def test_who_is_outbid_is_asked_to_end_and_killed_a_moment_later(tmp_path: Path) -> None:
     with RunpodCloud(machines=tmp_path, times=Times(0, 0, 0)) as cloud:
         cloud.switches.graphql_spot = True
         id = graphql(cloud, RENT % 0.4)["data"]["podRentInterruptable"]["id"]
@@ -306,6 +303,5 @@ def test_who_is_outbid_is_asked_to_end_and_killed_a_moment_later(
         cloud.taken_away(id)
         assert until((host.rented.folder / "root/asked").exists, 5)
         for one in (polite, deaf):
-            one.wait(10)
-        assert not host.rented.alive
-        assert isinstance(deaf, subprocess.Popen)
+            one.wait(20)
+        assert until(lambda: not host.rented.alive, 10)

@@ -1,7 +1,7 @@
-"""kill -9 of gpuctl at every fact that it writes, and each of three endings alone.
+"""kill -9 of gpuctl at every fact that it writes, each of three endings alone, and `gpuctl resume`.
 
-Whatever was reached: nothing is left running, and `gpuctl resume` finishes the job from its last
-whole checkpoint.
+That nothing is left billing is shown by the crash matrix (`make faults`); here, that the job is
+finished from its last whole checkpoint.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import pytest
 from tests.faults.rehearsal import STEPS, Rehearsal
 from tests.waiting import until
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/environ").exists(), reason="asks /proc what is left"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="asks /proc what is left"),
+]
 
 LEASE = "6s"
 MOMENTS = [
@@ -35,7 +36,6 @@ MOMENTS = [
     "destroy_accepted",
     "gone",
 ]
-FAST = {"intended", "run_state:running", "destroy_asked"}
 
 
 def ended_by_reap(rehearsal: Rehearsal) -> None:
@@ -60,31 +60,20 @@ def ended_by_the_machine(rehearsal: Rehearsal) -> None:
     ended_by_reap(rehearsal)  # and what a teardown that was cut short has left lying about
 
 
-def case(moment: str, ending: object) -> object:
-    marks = () if moment in FAST and ending is not ended_by_the_machine else pytest.mark.slow
-    return pytest.param(moment, ending, marks=marks, id=f"{moment}-{ending.__name__}")  # type: ignore[attr-defined]
-
-
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize(
-    ("moment", "ending"),
-    [
-        case(moment, ending)
-        for moment in MOMENTS
-        for ending in (ended_by_reap, ended_by_the_watchdog, ended_by_the_machine)
-    ],
-)
-def test_killed(moment: str, ending: object, tmp_path: Path) -> None:
-    killed_and_resumed(Rehearsal(tmp_path), moment, ending)  # type: ignore[arg-type]
+@pytest.mark.parametrize("ending", [ended_by_reap, ended_by_the_watchdog, ended_by_the_machine])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed(moment: str, ending: Callable[[Rehearsal], None], tmp_path: Path) -> None:
+    killed_and_resumed(Rehearsal(tmp_path), moment, ending)
 
 
 def killed_and_resumed(
-    rehearsal: Rehearsal, moment: str, ending: Callable[[Rehearsal], None], lease: str = LEASE
+    rehearsal: Rehearsal, moment: str, ending: Callable[[Rehearsal], None]
 ) -> None:
     """Kill a run at a fact, let one ending do its work, and finish the run by `resume`."""
     spec = rehearsal.write_spec()
     process = rehearsal.start(
-        "run", spec, "--provider", rehearsal.provider, "--yes", "--lease", lease
+        "run", spec, "--provider", rehearsal.provider, "--yes", "--lease", LEASE
     )
     try:
         reached = until(lambda: moment in rehearsal.kinds(), 30, every=0.005)

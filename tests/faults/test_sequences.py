@@ -163,7 +163,8 @@ class Sequences(RuleBasedStateMachine):
         del where
         row = None if process.dead else fleet.ledger.machine(name)
         if row is not None and not row.closed and row.destroy_asked_at is None:
-            renew(fleet, row, LEASE)
+            with suppress(Killed):
+                renew(fleet, row, LEASE)
 
     @precondition(lambda self: self.holding)
     @rule(data=st.data())

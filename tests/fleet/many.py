@@ -349,9 +349,10 @@ def _aws(clock: IdleClock) -> _Maker:
         }[command]
         if command != "reap":
             return Least(calls, 0)
-        # Fifty cancellations at once, then five a second; the last machine needs its ten seconds
-        # to go, and the listing as many to settle.
-        return Least(calls, max((count - 50) / 5, 0) + cloud.rentals.times.end + 10)
+        # A hundred ends at once and then five a second, and the last machine takes its time to
+        # go; or fifty cancellations, and five a second. Then the listing settles.
+        ends = max((count - 100) / 5, 0) + cloud.rentals.times.end
+        return Least(calls, max(ends, (count - 50) / 5) + 10)
 
     return _Maker(
         cloud, lambda: main_settings(cloud), rent_all, lambda: cloud.books.open(), too_often, least

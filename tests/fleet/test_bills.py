@@ -119,6 +119,7 @@ def test_vastai_tells_at_once_or_later(tmp_path: Path, clock: HandClock) -> None
         assert abs(row.cost_usd - books) < CENT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spot", [True, False], ids=["spot", "on-demand"])
 def test_aws_is_computed_by_its_own_prices(tmp_path: Path, clock: HandClock, spot: bool) -> None:
     with AwsCloud(clock=clock) as cloud, fleet_at(tmp_path, clock, cloud.settings()) as fleet:

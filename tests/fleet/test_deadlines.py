@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpuctl.agent.client import AgentClient
 from gpuctl.fleet import deadlines, keeper, lease
 from gpuctl.fleet.acquire import Need, acquire
 from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.deadlines import by_this_clock
+from gpuctl.fleet.guard import armed_agent
 from gpuctl.fleet.keeper import NO_BOOT, Keeper, alive, this_process
 from gpuctl.fleet.lease import renew
+from gpuctl.fleet.ready import Ready
 from gpuctl.fleet.reap import reap
 from gpuctl.fleet.watchdog import Duty, judge
 from gpuctl.home import Home
@@ -160,6 +165,24 @@ def test_a_row_of_an_older_gpuctl_has_the_wall_clock_only(
     name = rented(fleet, cloud)
     fleet.ledger.record("renewed", machine=name, lease_until=START + timedelta(hours=1))
     assert row_of(fleet, name).lease_until == START + timedelta(hours=1)
+
+
+def test_a_machine_is_told_how_long_it_has_and_not_only_until_when(
+    fleet: Fleet, cloud: MemoryCloud, clock: JumpyClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own clock may be wrong, and so may this computer's have become."""
+    name = rented(fleet, cloud)
+    told: list[Mapping[str, Any]] = []
+    monkeypatch.setattr(AgentClient, "begin", lambda *given, **_: told.append(given[3]))
+    clock.pass_time(600)
+    clock.jump(HOUR)
+    row = fleet.ledger.machine(name)
+    assert row is not None
+    ready = Ready(cloud.get("m1"), SimpleNamespace(home="/root"))  # type: ignore[arg-type]
+    armed_agent(ready, row, ".gpuctl/machine", LEASE, clock=clock)
+    [orders] = told
+    assert orders["hard_seconds"] == pytest.approx(3 * HOUR - 600, abs=2)
+    assert orders["hard_end"] - clock.now().timestamp() == pytest.approx(3 * HOUR - 600, abs=2)
 
 
 def test_the_time_that_a_computer_sleeps_counts() -> None:

@@ -97,6 +97,20 @@ def test_a_machine_is_left_to_the_watchdog_with_a_whole_lease(
     assert cloud.books()[:2] == (1, 1)
 
 
+def test_it_says_what_guards_the_machine_does_not_have(
+    fleet: Fleet, cloud: MemoryCloud, agent: StubAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = cloud.create
+    note = "no timer of the cloud's own ends it"
+    monkeypatch.setattr(cloud, "create", lambda order: replace(create(order), notes=(note,)))
+    said: list[str] = []
+    fleet.say = said.append
+    done = provision(fleet, two(cloud), NEED, pause=go)
+    assert f"{done.row.name}: {note}" in said
+    [line] = [one for one in said if "cannot end itself" in one]
+    assert "gpuctl reap" in line, "a machine without a way to end itself, as Hetzner's are"
+
+
 @pytest.mark.parametrize(
     "trouble", [NotReady("never answered"), RemoteError("needs python3"), None]
 )

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpuctl.errors import LedgerError
 from gpuctl.fleet.acquire import Need, acquire
 from gpuctl.fleet.audit import audit
 from gpuctl.fleet.context import Fleet
@@ -74,6 +75,26 @@ def test_ours_without_a_row(fleet: Fleet, cloud: MemoryCloud, clock: HandClock) 
     (receipt,) = reap(fleet).receipts
     assert receipt.provider_id == "x1"
     assert cloud.machines == {}
+
+
+def test_a_ledger_that_cannot_be_written_saves_only_what_has_no_row(
+    fleet: Fleet,
+    cloud: MemoryCloud,
+    clock: HandClock,
+    row: MachineRow,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock.pass_time(601)
+    cloud.put(stranger(clock))
+
+    def full(*_: object, **__: object) -> None:
+        raise LedgerError("the disk is full")
+
+    monkeypatch.setattr(fleet.ledger, "record", full)
+    done = reap(fleet)
+    assert set(cloud.machines) == {"x1"}
+    assert sorted("was not ended" in one.message for one in done.errors) == [False, True]
+    assert "is gone" in next(one.message for one in done.errors if one.machine == row.name)
 
 
 def test_dry_run_touches_nothing(fleet: Fleet, cloud: MemoryCloud, clock: HandClock) -> None:

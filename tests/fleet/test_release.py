@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from gpuctl.fleet.acquire import Need, acquire
 from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.keeper import Keeper
 from gpuctl.fleet.release import release, release_all
+from gpuctl.fleet.under_way import CREATE_SECONDS
 from gpuctl.ledger import MachineRow
-from providers.base import Ambiguous, AuthFailed
+from providers.base import Ambiguous, AuthFailed, Order
 from tests.clouds.memory_cloud import HandClock, MemoryCloud
 
 NEED = Need(middle="demo", lease_seconds=600, purpose="provision")
@@ -54,6 +56,52 @@ def test_releasing_twice_gives_the_same_receipt(
     assert again.confirmed
     assert again.confirmed_by == first.confirmed_by
     assert len(cloud.calls) == calls
+
+
+def test_a_create_that_was_cut_short_may_arrive_after_two_absences(
+    fleet: Fleet,
+    cloud: MemoryCloud,
+    clock: HandClock,
+    keeper: Keeper,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Found by the crash matrix: kill -9 while the cloud was at it, and then `reap`."""
+    create = cloud.create
+
+    def killed(order: Order) -> object:
+        create(order)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(cloud, "create", killed)
+        acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: None)
+    cloud.faults.list_lag_seconds = 4 * cloud.settle_seconds  # the cloud is that slow
+    [open_row] = fleet.ledger.machines(open_only=True)
+    receipt = release(fleet, open_row, why="test")
+    assert receipt.provider_id == "m1"
+    assert cloud.books() == (1, 0, 0)
+    assert clock.now() - open_row.intended_at < timedelta(seconds=2 * CREATE_SECONDS)
+
+
+def test_a_create_that_never_left_is_closed_when_it_cannot_be_under_way_any_more(
+    fleet: Fleet,
+    cloud: MemoryCloud,
+    clock: HandClock,
+    keeper: Keeper,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def killed(order: Order) -> object:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(cloud, "create", killed)
+        acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: None)
+    [open_row] = fleet.ledger.machines(open_only=True)
+    receipt = release(fleet, open_row, why="test")
+    assert (receipt.provider_id, receipt.cost_usd) == (None, 0)
+    first, second = receipt.confirmed_by
+    assert first.at - open_row.intended_at >= timedelta(seconds=CREATE_SECONDS)
+    assert second.at > first.at
 
 
 def test_a_404_while_it_lives_is_not_believed(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +14,7 @@ from gpuctl.fleet.acquire import Need, acquire
 from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.keeper import Keeper
 from gpuctl.fleet.release import release
-from gpuctl.fleet.spending import altogether, by_provider, by_run, month_start
+from gpuctl.fleet.spending import altogether, by_provider, by_run, is_billed, month_start
 from tests.clouds.memory_cloud import HandClock, MemoryCloud
 
 
@@ -36,6 +38,27 @@ def test_billed_and_computed_are_kept_apart(
     (one,) = by_provider(rows, now)
     assert (one.name, one.total, one.machines) == ("memory", total.total, 2)
     assert [group.name for group in by_run(rows, now)] == [""]
+
+
+@pytest.mark.parametrize(
+    ("source", "billed"),
+    [
+        ("GET /v2/billing/pods", True),
+        ("Vast.ai charges", True),
+        ("computed", False),
+        ("computed by started hours", False),
+        ("computed from AWS's spot price history", False),
+        ("never created", False),
+        ("nothing was rented", False),
+        ("price unknown", False),
+        (None, False),
+    ],
+)
+def test_a_figure_is_billed_when_the_provider_gave_it(
+    fleet: Fleet, cloud: MemoryCloud, keeper: Keeper, source: str | None, billed: bool
+) -> None:
+    row, _ = acquire(fleet, cloud.offer(), Need("x", 600, "run"), keeper, guard=lambda: None)
+    assert is_billed(replace(row, cost_source=source)) is billed
 
 
 def test_nothing_rented_costs_nothing() -> None:

@@ -282,7 +282,7 @@ FAULTS = st.sampled_from(["good", "ignored", "slow", "limited", "refused", "brok
 
 
 @given(ends=st.lists(FAULTS, min_size=2, max_size=12), listings=st.lists(st.booleans(), max_size=6))
-@settings(max_examples=15)
+@settings(max_examples=10)
 def test_no_row_is_closed_without_its_proof(ends: list[str], listings: list[bool]) -> None:
     """Whatever happens to each of them, and to the listings."""
     with TemporaryDirectory() as folder, open_bench(Path(folder)) as bench:

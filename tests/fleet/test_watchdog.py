@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -17,11 +19,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuctl.errors import MayStillBill
+from gpuctl.errors import GpuctlError, MayStillBill
 from gpuctl.fleet.acquire import Need, acquire
 from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.guarding import ensure_watchdog, revive, watchdog_of
 from gpuctl.fleet.keeper import Keeper, alive, this_process
+from gpuctl.fleet.receipt import Receipt
 from gpuctl.fleet.upgrade import Upgrade
 from gpuctl.fleet.watchdog import (
     Duty,
@@ -108,23 +111,25 @@ def test_it_backs_off_to_minutes_and_no_further(failures: int) -> None:
 def test_it_never_gives_up_and_never_forgets(
     fleet: Fleet, cloud: MemoryCloud, clock: HandClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cloud whose delete answers 5xx for two weeks."""
+    """A cloud whose delete answers 5xx for three days."""
     row, _ = acquire(fleet, cloud.offer(), NEED, DEAD, guard=lambda: None)
     clock.pass_time(601)
     tried: list[float] = []
 
-    def down(_fleet: Fleet, row: MachineRow, *, why: str) -> None:
+    def down(
+        _fleet: Fleet, rows: Sequence[MachineRow], *, why: str
+    ) -> tuple[list[Receipt], list[GpuctlError]]:
         tried.append(clock.monotonic())
-        raise MayStillBill(f"503 ({why})", machine=row.name, next="-")
+        return [], [MayStillBill(f"503 ({why})", machine=one.name, next="-") for one in rows]
 
     watchdog = Watchdog(fleet, this_process("watchdog"))
     with monkeypatch.context() as patch:
-        patch.setattr("gpuctl.fleet.watchdog.release", down)
-        until_then = clock.monotonic() + 14 * 86400
+        patch.setattr("gpuctl.fleet.watchdog.release_all", down)
+        until_then = clock.monotonic() + 3 * 86400
         while clock.monotonic() < until_then:
             assert watchdog.round() == 1
             clock.pass_time(150)
-    assert len(tried) > 14 * 86400 / 300 * 0.9
+    assert len(tried) > 3 * 86400 / 300 * 0.9
     pauses = [after - before for before, after in pairwise(tried)]
     assert max(pauses) <= 450
     clock.pass_time(300)
@@ -133,6 +138,44 @@ def test_it_never_gives_up_and_never_forgets(
     ended = fleet.ledger.machine(row.name)
     assert ended is not None
     assert ended.closed_by == "gone"
+
+
+def test_a_cloud_that_hangs_does_not_keep_the_machines_of_another(
+    fleet: Fleet, cloud: MemoryCloud, clock: HandClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = MemoryCloud(clock, name="other")
+    fleet.use(other)
+    over = threading.Event()
+    hanging, _ = acquire(fleet, cloud.offer(), NEED, DEAD, guard=lambda: None)
+    acquire(fleet, other.offer(), NEED, DEAD, guard=lambda: None)
+    destroy = cloud.destroy
+    monkeypatch.setattr(cloud, "destroy", lambda id: over.wait(60) and destroy(id))
+    clock.pass_time(601)
+    watchdog = Watchdog(fleet, this_process("watchdog"))
+    try:
+        assert until(lambda: watchdog.round(0.1) == 1, 30)
+        assert (len(cloud.machines), len(other.machines)) == (1, 0)
+        assert watchdog.is_busy
+        acquire(fleet, other.offer(), NEED, DEAD, guard=lambda: None)  # and one that comes later
+        clock.pass_time(601)
+        assert until(lambda: watchdog.round(0.1) == 1, 30)
+        assert other.machines == {}
+    finally:
+        over.set()
+    assert until(lambda: watchdog.round(0.1) == 0, 30)
+    assert cloud.machines == {}
+    assert not watchdog.is_busy
+    assert sum(call == f"destroy {hanging.provider_id}" for call in cloud.calls) <= 2
+
+
+def test_many_are_ended_together(fleet: Fleet, cloud: MemoryCloud, clock: HandClock) -> None:
+    for _ in range(40):
+        acquire(fleet, cloud.offer(), NEED, DEAD, guard=lambda: None)
+    clock.pass_time(601)
+    cloud.calls.clear()
+    assert Watchdog(fleet, this_process("watchdog")).round() == 0
+    assert cloud.machines == {}
+    assert cloud.calls.count("list") <= 6, "the same listings prove all of them gone"
 
 
 def test_a_create_that_was_cut_short_is_settled(row: MachineRow) -> None:
@@ -215,7 +258,9 @@ def test_one_process_a_home_that_settles_and_ends_itself(tmp_path: Path) -> None
         assert ledger.machines(open_only=True) == []
 
 
-@pytest.mark.parametrize("blow", [signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize(
+    "blow", [signal.SIGHUP, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_it_outlives_its_terminal(tmp_path: Path, blow: signal.Signals) -> None:
     """Closing a terminal, and Ctrl-C in it, reach every process of the session but this one."""
     home = Home(tmp_path, OWNER)
@@ -259,6 +304,7 @@ def test_of_many_that_start_at_once_one_stays(tmp_path: Path) -> None:
     assert until(lambda: not alive(found[0]), 30)
 
 
+@pytest.mark.slow
 def test_it_says_in_its_log_that_it_was_told_to_end(tmp_path: Path) -> None:
     home = Home(tmp_path, OWNER)
     (tmp_path / "owner").write_text(OWNER)

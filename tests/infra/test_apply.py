@@ -25,6 +25,7 @@ from providers.base import Mark, Order, SystemClock, Want
 from tests.clouds.aws_cloud import AwsCloud
 from tests.clouds.aws_cloud.machines import cloud_config
 from tests.clouds.aws_cloud.rentals import Rental, Times
+from tests.clouds.rented import needs_machines
 from tests.infra.terraform import Root, copy_of_infra, need_terraform
 from tests.waiting import until
 
@@ -44,9 +45,18 @@ class Ahead(SystemClock):
 
 
 @pytest.fixture
-def cloud(tmp_path: Path) -> Iterator[AwsCloud]:
-    with AwsCloud(clock=Ahead(), folder=tmp_path / "machines", machines=True) as made:
-        made.rentals.times = Times(boot=1, end=1, forget=3600)
+def cloud() -> Iterator[AwsCloud]:
+    """An account whose instances only bill."""
+    with AwsCloud(clock=Ahead()) as made:
+        made.rentals.times = Times(boot=1, end=1)
+        yield made
+
+
+@pytest.fixture
+def with_machines(tmp_path: Path) -> Iterator[AwsCloud]:
+    """An account with a real machine behind every instance, set up by its user data."""
+    with AwsCloud(folder=tmp_path / "machines", machines=True) as made:
+        made.rentals.times = Times(boot=1, end=1)
         yield made
 
 
@@ -85,7 +95,16 @@ def output(made: Root, name: str = "gpuctl_machine") -> Any:
 
 
 def rental(cloud: AwsCloud, machine: dict[str, Any]) -> Rental:
+    """The instance of a machine, as it is at present."""
+    with cloud.lock:
+        cloud.rentals.advance()
     return cloud.rentals.all[machine["id"].split("/")[1]]
+
+
+def session(cloud: AwsCloud) -> boto3.Session:
+    settings = environ(cloud)
+    key, secret = settings["AWS_ACCESS_KEY_ID"], settings["AWS_SECRET_ACCESS_KEY"]
+    return boto3.Session(key, secret, region_name="us-east-1")
 
 
 def nothing_bills(cloud: AwsCloud) -> bool:
@@ -163,17 +182,14 @@ def its_own_data(cloud: AwsCloud, machine: dict[str, Any], key: Path, host_key: 
 
 
 def the_doors_are_closed(cloud: AwsCloud, machine: dict[str, Any]) -> None:
-    settings = environ(cloud)
-    session = boto3.Session(
-        settings["AWS_ACCESS_KEY_ID"], settings["AWS_SECRET_ACCESS_KEY"], region_name="us-east-1"
-    )
-    ec2 = session.client("ec2", endpoint_url=cloud.url)
+    aws = session(cloud)
+    ec2 = aws.client("ec2", endpoint_url=cloud.url)
     named = [{"Name": "group-name", "Values": [machine["name"]]}]
     [group] = ec2.describe_security_groups(Filters=named)["SecurityGroups"]
     [rule] = [one for one in group["IpPermissions"] if one["IpRanges"]]
     assert (rule["FromPort"], rule["ToPort"]) == (22, 22)
     assert [one["CidrIp"] for one in rule["IpRanges"]] == ["203.0.113.7/32"]
-    iam = session.client("iam", endpoint_url=cloud.url)
+    iam = aws.client("iam", endpoint_url=cloud.url)
     policy = iam.get_role_policy(RoleName=machine["name"], PolicyName="checkpoints")
     touched = [one["Resource"] for one in policy["PolicyDocument"]["Statement"]]
     bucket = "arn:aws:s3:::checkpoints-of-somebody"
@@ -195,17 +211,15 @@ def gpuctl_leaves_it_alone(cloud: AwsCloud, machine: dict[str, Any], home: Path)
     assert rental(cloud, machine).alive
 
 
-def nothing_is_left(cloud: AwsCloud) -> None:
-    settings = environ(cloud)
-    session = boto3.Session(
-        settings["AWS_ACCESS_KEY_ID"], settings["AWS_SECRET_ACCESS_KEY"], region_name="us-east-1"
-    )
-    assert session.client("s3", endpoint_url=cloud.url).list_buckets()["Buckets"] == []
-    iam = session.client("iam", endpoint_url=cloud.url)
+def nothing_is_left(cloud: AwsCloud, *kept: str) -> None:
+    """Only the security groups ``kept`` are there, and no bucket, role or schedule is."""
+    aws = session(cloud)
+    assert aws.client("s3", endpoint_url=cloud.url).list_buckets()["Buckets"] == []
+    iam = aws.client("iam", endpoint_url=cloud.url)
     assert iam.list_roles()["Roles"] == []
     assert iam.list_instance_profiles()["InstanceProfiles"] == []
-    groups = session.client("ec2", endpoint_url=cloud.url).describe_security_groups()
-    assert {one["GroupName"] for one in groups["SecurityGroups"]} == {"default"}
+    groups = aws.client("ec2", endpoint_url=cloud.url).describe_security_groups()
+    assert {one["GroupName"] for one in groups["SecurityGroups"]} == {"default", *kept}
     assert cloud.scheduler.schedules == {}
     assert cloud.scheduler.groups == {}
 
@@ -239,18 +253,21 @@ output "gpuctl_machine" { value = module.trainer.gpuctl_machine }
 """
 
 
-def machine_root(cloud: AwsCloud, infra: Path, key: Path, **variables: object) -> Root:
+def new_root(cloud: AwsCloud, infra: Path, text: str, **variables: object) -> Root:
+    """A root module of the test's own."""
     folder = infra / "test"
     folder.mkdir()
-    (folder / "main.tf").write_text(MACHINE)
+    (folder / "main.tf").write_text(text)
     shutil.copy(infra / "examples" / "aws-spot-gpu" / "versions.tf", folder)
-    return root(cloud, folder, ssh_key_file=str(key), **variables)
+    return root(cloud, folder, **variables)
 
 
+@needs_machines
 def test_a_machine_ends_itself_at_its_hard_end_and_is_not_made_again_unasked(
-    cloud: AwsCloud, infra: Path, key: Path
+    with_machines: AwsCloud, infra: Path, key: Path
 ) -> None:
-    made = machine_root(cloud, infra, key, max_hours=40 / 3600)
+    cloud = with_machines
+    made = new_root(cloud, infra, MACHINE, ssh_key_file=str(key), max_hours=40 / 3600)
     made.run("apply", "-auto-approve")
     machine = output(made)
     end = datetime.fromisoformat(machine["expires_at"])
@@ -272,7 +289,7 @@ def test_a_machine_ends_itself_at_its_hard_end_and_is_not_made_again_unasked(
 
 
 def test_a_new_life_is_a_new_machine(cloud: AwsCloud, infra: Path, key: Path) -> None:
-    made = machine_root(cloud, infra, key, max_hours=2, spot=False)
+    made = new_root(cloud, infra, MACHINE, ssh_key_file=str(key), max_hours=2, spot=False)
     made.run("apply", "-auto-approve")
     before = output(made)
     made.run("apply", "-auto-approve", "-replace=module.trainer.module.boot.terraform_data.this")
@@ -290,13 +307,11 @@ def test_the_dead_man_switch_ends_a_machine_whose_own_timer_does_not(
     cloud: AwsCloud, infra: Path, key: Path
 ) -> None:
     """The account's clock goes on and the machine's does not: only AWS's timer can fire."""
-    made = machine_root(cloud, infra, key, max_hours=2, deadman=True)
+    made = new_root(cloud, infra, MACHINE, ssh_key_file=str(key), max_hours=2, deadman=True)
     made.run("apply", "-auto-approve")
     machine = output(made)
     assert isinstance(cloud.clock, Ahead)
     cloud.clock.ahead = timedelta(hours=1, minutes=58)
-    with cloud.lock:
-        cloud.rentals.advance()
     assert rental(cloud, machine).alive, "it was ended before its time"
     cloud.clock.ahead = timedelta(hours=2, minutes=1)
     assert until(lambda: not rental(cloud, machine).alive, 10)
@@ -326,24 +341,31 @@ def test_the_role_is_the_one_that_gpuctl_arms_its_timers_with(
     provider.destroy(machine.provider_id)
     assert until(lambda: nothing_bills(cloud), 10)
     made.run("destroy", "-auto-approve")
-    nothing_is_left(cloud)
+    nothing_is_left(cloud, "gpuctl")  # which all of gpuctl's machines use; it is free
 
 
-def test_a_bucket_with_checkpoints_is_not_destroyed(cloud: AwsCloud, infra: Path) -> None:
-    made = root(cloud, infra / "examples" / "aws-checkpoint-bucket", bucket="ckpt-of-somebody")
+BUCKET = """
+provider "aws" {}
+
+module "checkpoints" {
+  source                  = "../modules/aws-checkpoint-bucket"
+  bucket                  = "ckpt-of-somebody"
+  force_destroy           = var.force_destroy
+  deny_insecure_transport = false # the emulated S3 has no TLS
+}
+
+variable "force_destroy" { default = false }
+"""
+
+
+def test_checkpoints_are_destroyed_only_when_that_is_wanted(cloud: AwsCloud, infra: Path) -> None:
+    made = new_root(cloud, infra, BUCKET)
     made.run("apply", "-auto-approve")
     made.run("plan", "-detailed-exitcode")
-    s3 = boto3.client(
-        "s3",
-        endpoint_url=cloud.url,
-        region_name="us-east-1",
-        aws_access_key_id=environ(cloud)["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=environ(cloud)["AWS_SECRET_ACCESS_KEY"],
-    )
+    s3 = session(cloud).client("s3", endpoint_url=cloud.url)
     s3.put_object(Bucket="ckpt-of-somebody", Key="ckpt/step-1", Body=b"weights")
     assert "BucketNotEmpty" in made.run("destroy", "-auto-approve", code=1)
-    versions = s3.list_object_versions(Bucket="ckpt-of-somebody")["Versions"]
-    for one in versions:
-        s3.delete_object(Bucket="ckpt-of-somebody", Key=one["Key"], VersionId=one["VersionId"])
-    made.run("destroy", "-auto-approve")
+    assert s3.get_object(Bucket="ckpt-of-somebody", Key="ckpt/step-1")["Body"].read() == b"weights"
+    made.run("apply", "-auto-approve", "-var=force_destroy=true")
+    made.run("destroy", "-auto-approve", "-var=force_destroy=true")
     assert s3.list_buckets()["Buckets"] == []

@@ -75,6 +75,12 @@ def test_a_table_that_is_not_current_is_found(tmp_path: Path) -> None:
     assert text.endswith("\nrest\n")
 
 
+def test_links_lead_somewhere() -> None:
+    for document in INFRA.rglob("*.md"):
+        links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text())
+        assert [link for link in links if not (document.parent / link).exists()] == [], document
+
+
 def test_everything_is_formatted() -> None:
     need_terraform()
     assert Root(INFRA).run("fmt", "-check", "-recursive") == ""

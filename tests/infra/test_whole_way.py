@@ -107,7 +107,7 @@ def test_from_an_offer_to_empty_books(rehearsal: AwsRehearsal) -> None:
 
 
 def test_a_spot_machine_that_is_taken_away_from_terraform(rehearsal: AwsRehearsal) -> None:
-    """The run hears of it, saves, ends with closed books; another machine carries it on."""
+    """The run hears of it, saves, ends with closed books; the next machine carries it on."""
     root = emitted(rehearsal, "--gpu", "A10G", "--spot")
     root.run("apply", "-auto-approve")
     assert rehearsal.gpuctl("adopt", "--terraform", root.folder)[0] == 0
@@ -129,17 +129,18 @@ def test_a_spot_machine_that_is_taken_away_from_terraform(rehearsal: AwsRehearsa
     assert process.returncode == 1, err
     assert "gone" in rehearsal.kinds(), err
 
-    code, document, err = rehearsal.gpuctl("reap")
-    assert (code, document["errors"]) == (0, []), err
-    assert rehearsal.gpuctl("list")[1]["machines"] == []
     root.run("apply", "-auto-approve", "-replace=module.machine.module.boot.terraform_data.this")
     code, document, err = rehearsal.gpuctl("adopt", "--terraform", root.folder)
     assert code == 0, err
-    code, document, err = rehearsal.gpuctl(
-        "run", spec, "--machine", document["machines"][0]["name"], "--yes", seconds=120
-    )
+    [new] = document["machines"]
+    code, document, err = rehearsal.gpuctl("resume", rehearsal.run_id(), seconds=120)
     assert code == 0, err
+    assert "restored checkpoint step-" in err
+    second = document["run"]["attempts"][1]
+    assert (second["outcome"], second["machine"]["region"]) == ("completed", new["name"])
+
     root.run("destroy", "-auto-approve")
     assert until(lambda: rehearsal.cloud.books.open() == {}, 20)
-    assert rehearsal.gpuctl("reap")[0] == 0
+    code, document, err = rehearsal.gpuctl("reap")
+    assert (code, [one["name"] for one in document["reaped"]]) == (0, [new["name"]]), err
     books_are_empty(rehearsal)

@@ -52,6 +52,22 @@ def intended(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
+def borrowed(**changes: Any) -> dict[str, Any]:
+    return {
+        "provider": "aws",
+        "provider_id": "us-east-1/i-1",
+        "gpu": "A10G",
+        "gpu_count": 1,
+        "spot": True,
+        "price_hour": Decimal("0.45"),
+        "region": "us-east-1",
+        "hard_end": START + timedelta(hours=8),
+        "access": {"kind": "ssh", "host": "h", "port": 22, "user": "root"},
+        "owner": OWNER,
+        "terraform": "/infra/trainer",
+    } | changes
+
+
 def created(**changes: Any) -> dict[str, Any]:
     return {
         "provider_id": "i-1",

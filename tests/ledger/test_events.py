@@ -41,7 +41,11 @@ ME = name("demo")
         ("intended", intended(spot=1), "spot must be true or false"),
         ("intended", intended(lease_seconds=float("nan")), "lease_seconds must be a number"),
         ("intended", intended(lease_seconds=float("inf")), "cannot be kept in JSON"),
-        ("intended", intended(purpose="fun"), "purpose must be one of run, provision, not 'fun'"),
+        (
+            "intended",
+            intended(purpose="fun"),
+            "purpose must be one of run, provision, borrowed, not 'fun'",
+        ),
         ("intended", intended(keeper={"pid": 1}), "keeper lacks boot, host, role, started"),
         ("observed", {"state": "melted", "status": "x"}, "state must be one of"),
         ("gone", gone(confirmed_by=[]), "nothing was confirmed"),

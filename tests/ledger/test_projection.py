@@ -17,6 +17,7 @@ from tests.ledger.facts import (
     SOME_FACTS,
     START,
     StepClock,
+    borrowed,
     checkpoint,
     created,
     gone,
@@ -234,11 +235,43 @@ def test_forgotten_is_closed_without_a_proof(book: Book) -> None:
     assert row.cost_so_far(minutes(999)) == Decimal("0.04")
 
 
-@pytest.mark.parametrize("kind", sorted(set(MACHINE_KINDS) - {"intended", "adopted"}))
+@pytest.mark.parametrize("kind", sorted(set(MACHINE_KINDS) - {"intended", "adopted", "borrowed"}))
 def test_nothing_happens_to_a_machine_that_is_not_there(ledger: Ledger, kind: str) -> None:
     with pytest.raises(ValueError, match=f"{kind}: .*no machine {ME}"):
         ledger.record(kind, machine=ME, **SOME_FACTS[kind])
     assert ledger.events() == []
+
+
+def test_what_is_borrowed_costs_nothing_and_is_shown_to_who_asks_for_it(ledger: Ledger) -> None:
+    ledger.record("borrowed", machine=ME, **borrowed())
+    assert ledger.machines() == []
+    assert ledger.machines(open_only=True) == []
+    assert ledger.providers_used() == set()
+    [row] = ledger.machines(open_only=True, borrowed=True)
+    assert row == ledger.machine(ME) == ledger.find_machine("gpuctl")
+    assert (row.borrowed, row.terraform, row.purpose) == (True, "/infra/trainer", "borrowed")
+    assert (row.price_hour, row.lease_until) == (Decimal("0.45"), row.hard_end)
+    assert row.cost_so_far(minutes(600)) == 0
+    assert row.access is not None
+    assert row.access["host"] == "h"
+
+
+def test_a_borrowed_machine_that_is_replaced_keeps_its_row(ledger: Ledger) -> None:
+    ledger.record("borrowed", machine=ME, **borrowed())
+    ledger.record("ready", machine=ME, **SOME_FACTS["ready"])
+    ledger.record("gone", machine=ME, **SOME_FACTS["gone"])
+    assert ledger.machine(ME).closed  # type: ignore[union-attr]
+    ledger.record("borrowed", machine=ME, **borrowed(provider_id="us-east-1/i-2"))
+    [row] = ledger.machines(borrowed=True)
+    assert (row.provider_id, row.closed, row.ready_at) == ("us-east-1/i-2", False, None)
+    assert row.confirmed_by == ()
+
+
+def test_what_was_rented_is_never_borrowed(ledger: Ledger) -> None:
+    ledger.record("intended", machine=ME, **intended())
+    with pytest.raises(ValueError, match="in the ledger as rented"):
+        ledger.record("borrowed", machine=ME, **borrowed())
+    assert len(ledger.events()) == 1
 
 
 def test_a_name_is_used_once(ledger: Ledger) -> None:

@@ -14,7 +14,16 @@ from gpuctl.ledger import Ledger, tables
 from gpuctl.ledger.events import OUTCOMES, RUN_STATES
 from gpuctl.ledger.projection import TABLE_OF
 from providers.base import State
-from tests.ledger.facts import KEEPER, SOME_FACTS, START, StepClock, intended, name, run_opened
+from tests.ledger.facts import (
+    KEEPER,
+    SOME_FACTS,
+    START,
+    StepClock,
+    borrowed,
+    intended,
+    name,
+    run_opened,
+)
 
 _AT = st.integers(-1000, 100_000).map(lambda seconds: START + timedelta(seconds=seconds))
 _PRICE = st.decimals(0, 50, places=3)
@@ -54,7 +63,7 @@ _VARIED: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "checkpoint_pruned": {"attempt": _NUMBER, "seq": _NUMBER},
     "output": {"to": _TEXT, "bytes": st.integers(0, 9)},
 }  # fmt: skip
-_FIRST = {"intended": intended(), "run_opened": run_opened(), "adopted": {}}
+_FIRST = {"intended": intended(), "run_opened": run_opened(), "adopted": {}, "borrowed": borrowed()}
 
 
 @st.composite
@@ -96,10 +105,10 @@ def test_the_tables_are_nothing_but_the_events(
             before = tables.tables_as_kept(ledger._connection)
             assert tables.tables_from_events(ledger._connection) == before
             assert ledger.check() == []
-            rows, runs = ledger.machines(), ledger.runs()
+            rows, runs = ledger.machines(borrowed=True), ledger.runs()
             for row in rows:
                 assert row.closed or row.ended_at is None
                 assert row.cost_so_far(clock.now()) >= 0
             ledger.rebuild()
             assert tables.tables_as_kept(ledger._connection) == before
-            assert (ledger.machines(), ledger.runs()) == (rows, runs)
+            assert (ledger.machines(borrowed=True), ledger.runs()) == (rows, runs)

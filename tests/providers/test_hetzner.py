@@ -36,7 +36,7 @@ from providers.hetzner import HetznerProvider
 from providers.hetzner_servers import STATES, state_of
 from tests.clouds.hetzner_cloud import HetznerCloud, faults, main_settings
 from tests.clouds.hetzner_cloud.errors import ApiError
-from tests.clouds.http_cloud import Fault
+from tests.clouds.http_cloud import Fault, Reply
 from tests.clouds.memory_cloud import HandClock
 from tests.conformance.provider_suite import OWNER, Bench, ProviderSuite
 
@@ -128,6 +128,7 @@ def test_offers_are_priced_from_the_accounts_own_list(
     euros = Decimal("0.0136") + Decimal("0.0008")
     assert small.price_hour == (euros * small.fx_rate).quantize(Decimal("0.000001"))
     assert (small.vcpus, small.ram_gb, small.disk_gb) == (4, 8, 80)
+    assert small.bill_step_seconds == 3600
     assert small.gpu is None
     assert "19 % VAT not included" in small.note
     assert "arm64" in offers["hetzner:cax21:hel1"].note
@@ -240,6 +241,19 @@ def test_a_lost_reply_is_ambiguous_and_the_machine_is_found_by_name(
     access = provider.get(found.provider_id).access
     assert isinstance(access, SshAccess)
     assert access.host_keys  # known all the same: it is on the cloud's side
+
+
+def test_a_failure_in_words_that_are_not_hetzners_is_ambiguous(
+    provider: HetznerProvider, cloud: HetznerCloud, order: Order
+) -> None:
+    """Found by the crash matrix: the library falls over it, and the server is there."""
+    strange = Reply(500, {"error": "internal error"})
+    cloud.faults.append(Fault("/servers$", "POST", "after", "answer", strange))
+    with pytest.raises(Ambiguous):
+        provider.create(order)
+    assert len(cloud.bills("server")) == 1
+    cloud.faults.append(Fault("/servers$", "GET", how="answer", reply=strange))
+    assert len(provider.list()) == 1  # a read is repeated
 
 
 def test_a_reply_that_hangs_after_the_commit(

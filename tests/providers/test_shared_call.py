@@ -85,13 +85,12 @@ def test_a_recent_answer_serves_who_asks_a_moment_later() -> None:
 
 def test_a_failure_is_no_answer() -> None:
     clock = HandClock(datetime(2026, 11, 21, 12, tzinfo=UTC))
-    said = iter([ValueError("502"), 7])
+    failures = [ValueError("502")]
 
     def ask() -> int:
-        one = next(said)
-        if isinstance(one, ValueError):
-            raise one
-        return one
+        if failures:
+            raise failures.pop()
+        return 7
 
     bills = RecentAnswer(ask, clock, 10)
     with pytest.raises(ValueError, match="502"):

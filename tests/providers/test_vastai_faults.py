@@ -21,7 +21,7 @@ from providers.base import (
     State,
 )
 from tests.clouds.http_cloud import Request
-from tests.providers.vastai_bench import NAME, RTX, VastBench, ready, vast_bench
+from tests.providers.vastai_bench import KEY, NAME, RTX, VastBench, ready, vast_bench
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ def test_a_second_factor_that_is_asked_for_again(vast: VastBench) -> None:
     assert list(vast.books()) == [id]
 
 
-@pytest.mark.parametrize("missing", ["instance_read", "instance_write", "user_read"])
+@pytest.mark.parametrize("missing", ["instance_read", "instance_write"])
 def test_a_key_that_lacks_a_right(vast: VastBench, missing: str) -> None:
     order = vast.order()
     rights = {"instance_read", "instance_write", "misc", "user_read", "user_write"}
@@ -248,6 +248,18 @@ def test_a_key_that_lacks_a_right(vast: VastBench, missing: str) -> None:
     with pytest.raises(AuthFailed, match="right"):
         verb()
     assert vast.books() == {}
+
+
+@pytest.mark.parametrize("missing", [{"user_write"}, {"user_read", "user_write"}])
+def test_a_key_that_may_not_register_ssh_keys_attaches_them(
+    vast: VastBench, missing: set[str]
+) -> None:
+    rights = {"instance_read", "instance_write", "misc", "user_read", "user_write"}
+    vast.cloud.scopes["narrow"] = rights - missing
+    made = vast.again(VAST_API_KEY="narrow").create(vast.order())
+    assert vast.cloud.ssh_keys == {}
+    contract = vast.cloud.contracts.all[int(made.provider_id)]
+    assert [key["public_key"] for key in contract.ssh_keys] == [KEY]
 
 
 def test_doctor_tells_a_key_that_may_only_look(vast: VastBench) -> None:

@@ -85,6 +85,7 @@ def test_quote_provision_list_ssh_terminate(
     assert cheapest["id"].startswith("hetzner:cx43:")
     assert cheapest["fx_rate"] > 1
     code, made, err = rehearsal.gpuctl("provision", *cpus, "--name", "box", "--yes")
+    assert "cannot end itself" in err
     assert code == 0, err
     machine = made["machine"]
     assert machine["price_hour"] == cheapest["price_hour"]

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from gpuctl.names import new_machine_name
+from providers.aws_policy import policy
 from providers.base import Mark, Order, SystemClock, Want
 from providers.registry import create_provider
 from tests.clouds.runpod_cloud import RunpodCloud, Times, main_settings
@@ -78,6 +79,19 @@ def test_the_document_names_every_file() -> None:
         assert file.name in text, file.name
 
 
+def test_its_rights_at_aws_are_a_part_of_gpuctls_own() -> None:
+    text = (ROOT / "docs" / "reaper.md").read_text()
+    [block] = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    asked = {action for rule in json.loads(block)["Statement"] for action in rule["Action"]}
+    given = {
+        action
+        for rule in policy()["Statement"]
+        for action in ([rule["Action"]] if isinstance(rule["Action"], str) else rule["Action"])
+    }
+    assert asked <= given
+    assert not any("Run" in action or "Create" in action for action in asked), "it rents nothing"
+
+
 # --------------------------------------------------------------- what they really run
 
 
@@ -87,6 +101,7 @@ def user(tmp_path: Path) -> Path:
     home = tmp_path / "me"
     place = home / ".config" / "gpuctl"
     place.mkdir(parents=True)
+    (home / "Library" / "Logs").mkdir(parents=True)  # every Mac has it
     for name in ("reap.sh", "reaper.env"):
         shutil.copy(REAPER / name, place / name)
     return home
@@ -111,13 +126,15 @@ def reaped(user: Path, command: list[str], seconds: float = 60) -> tuple[int, An
         timeout=seconds,
         check=False,
     )
-    said = done.stdout.strip() or _last_reap(user)
-    return done.returncode, json.loads(said) if said else None, done.stderr
+    lines = [line for line in _said(user, done.stdout).splitlines() if line.startswith("{")]
+    return done.returncode, json.loads(lines[-1]) if lines else None, done.stderr
 
 
-def _last_reap(user: Path) -> str:
-    file = user / ".config/gpuctl/last-reap.json"
-    return file.read_text().strip() if file.exists() else ""
+def _said(user: Path, stdout: str) -> str:
+    for log in (user / ".config/gpuctl/last-reap.json", user / "Library/Logs/gpuctl-reap.log"):
+        if log.exists():
+            return log.read_text()
+    return stdout
 
 
 def from_systemd(user: Path) -> list[str]:
@@ -146,7 +163,14 @@ def cloud() -> Iterator[RunpodCloud]:
         yield made
 
 
-@pytest.mark.parametrize("unit", [from_systemd, from_cron, from_launchd])
+@pytest.mark.parametrize(
+    "unit",
+    [
+        from_systemd,
+        pytest.param(from_cron, marks=pytest.mark.slow),
+        pytest.param(from_launchd, marks=pytest.mark.slow),
+    ],
+)
 def test_in_a_fresh_home_everybody_with_credentials_is_asked(
     unit: Any, user: Path, cloud: RunpodCloud
 ) -> None:

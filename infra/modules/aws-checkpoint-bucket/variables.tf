@@ -16,6 +16,13 @@ variable "force_destroy" {
   nullable    = false
 }
 
+variable "deny_insecure_transport" {
+  description = "Whether the bucket refuses whoever comes without TLS. False only for an S3 that has none, such as an emulated one."
+  type        = bool
+  default     = true
+  nullable    = false
+}
+
 variable "kms_key_arn" {
   description = "KMS key that encrypts the objects. Null: S3's own keys, which cost nothing."
   type        = string

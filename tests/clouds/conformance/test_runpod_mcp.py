@@ -156,9 +156,33 @@ def test_volumes(mcp: Client, cloud: RunpodCloud) -> None:
     works, said = mcp.tool("list-network-volumes")
     assert works, said
     assert said["networkVolumes"][0]["id"] == volume["id"]
+    works, said = mcp.tool("update-network-volume", id=volume["id"], body={"size": 20})
+    assert (works, said["size"]) == (True, 20)
     works, said = mcp.tool("delete-network-volume", id=volume["id"])
     assert works, said
     assert cloud.books.open() == {}
+
+
+def test_changes_and_logs(mcp: Client, cloud: RunpodCloud) -> None:
+    """RunPod's own reader of the logs understands our stream."""
+    works, pod = mcp.tool("create-pod", body=GOOD)
+    assert works, pod
+    works, said = mcp.tool("update-pod", id=pod["id"], body={"name": "y", "env": {"A": "b"}})
+    assert works, said
+    assert (said["name"], said["env"]) == ("y", {"A": "b"})
+    cloud.account.pods[pod["id"]].say(cloud.clock.now(), "container", "step 7")
+    works, said = mcp.tool("stream-pod-logs", podId=pod["id"], source="container", maxWaitMs=1500)
+    assert works, said
+    assert "step 7" in json.dumps(said)
+    assert "create container" not in json.dumps(said)  # that is the system's
+    assert mcp.tool("delete-pod", id=pod["id"])[0]
+    key = "ssh-ed25519 AAAA me"
+    assert mcp.tool("update-ssh-keys", body={"keys": [key]}) == (True, {"keys": [key]})
+    assert mcp.tool("update-ssh-keys", body={"keys": []}) == (True, {"keys": []})
+    works, said = mcp.tool("get-cpu-type", id="cpu3c")
+    assert (works, said["id"]) == (True, "cpu3c")
+    works, said = mcp.tool("get-data-center", id="EU-RO-1")
+    assert (works, said["id"]) == (True, "EU-RO-1")
 
 
 def test_keys(mcp: Client, cloud: RunpodCloud) -> None:

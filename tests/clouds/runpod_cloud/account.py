@@ -13,7 +13,7 @@ from typing import Any
 from providers.base import Clock
 from tests.clouds.books import Books
 from tests.clouds.runpod_cloud import catalog
-from tests.clouds.runpod_cloud.hosts import Host, card_of
+from tests.clouds.runpod_cloud.hosts import GRACE_SECONDS, Host, card_of
 from tests.clouds.runpod_cloud.pods import Pod, Times
 from tests.clouds.runpod_cloud.switches import Switches
 from tests.clouds.runpod_cloud.volumes import Volume
@@ -223,7 +223,8 @@ class Account:
         for pod in self.pods.values():
             if pod.taken_at is None or pod.state != "live":
                 continue
-            if (now - pod.taken_at).total_seconds() >= self.switches.interruption_lag_s:
+            shown = GRACE_SECONDS + self.switches.interruption_lag_s
+            if (now - pod.taken_at).total_seconds() >= shown:
                 self.stop(pod)
         if (now - self._balance_checked).total_seconds() < self.switches.balance_check_s:
             return

@@ -13,7 +13,7 @@ from tests.clouds.runpod_cloud.catalog import GpuRow
 _ASKED = "run/sshd-asked"  # made by the shims when something there starts an sshd
 _LOOK_SECONDS = 0.05
 _OFFICIAL = "runpod/"
-_GRACE_SECONDS = 5  # between SIGTERM and SIGKILL of a spot pod
+GRACE_SECONDS = 5  # between SIGTERM and SIGKILL of a spot pod
 
 _PROGRAMS = {
     "python": '#!/bin/sh\nexec python3 "$@"\n',  # every PyTorch image has it
@@ -85,7 +85,7 @@ class Host:
 
         def work() -> None:
             ended = self._step(lambda: self.rented.start(["kill", "-TERM", "-1"]))
-            if ended and not self._ended.wait(_GRACE_SECONDS):
+            if ended and not self._ended.wait(GRACE_SECONDS):
                 self.kill()
 
         threading.Thread(target=work, name="interrupt", daemon=True).start()

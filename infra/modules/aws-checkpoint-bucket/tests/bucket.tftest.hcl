@@ -45,7 +45,7 @@ run "defaults" {
   }
 
   assert {
-    condition     = jsondecode(aws_s3_bucket_policy.this.policy).Statement[0].Condition.Bool["aws:SecureTransport"] == "false"
+    condition     = jsondecode(aws_s3_bucket_policy.this[0].policy).Statement[0].Condition.Bool["aws:SecureTransport"] == "false"
     error_message = "The bucket answers without TLS."
   }
 
@@ -91,5 +91,16 @@ run "for_ever" {
   assert {
     condition     = !anytrue([for rule in aws_s3_bucket_lifecycle_configuration.this.rule : rule.id == "expire-checkpoints"])
     error_message = "Checkpoints expire although nobody wants it."
+  }
+}
+
+run "an_s3_without_tls" {
+  variables {
+    deny_insecure_transport = false
+  }
+
+  assert {
+    condition     = length(aws_s3_bucket_policy.this) == 0
+    error_message = "Nobody could come in."
   }
 }

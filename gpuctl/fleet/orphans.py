@@ -1,0 +1,106 @@
+"""What machines that are gone have left behind, and nobody sweeps any more.
+
+A teardown sweeps after its own machines. What shows up later (a disk that was still detaching), or
+was left by a gpuctl whose ledger is elsewhere, is an orphan: `audit` counts it, `reap` removes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+from gpuctl.fleet.context import Fleet
+from gpuctl.fleet.reap import Reaped, Trouble, ask_each, list_each
+from gpuctl.ledger import MachineRow
+from gpuctl.names import parse_machine_name
+from providers.base import Leftover, ProviderError, State
+
+
+def whose_leftover(one: Leftover, owner: str) -> str:
+    """Say whose a leftover is: "ours", "other", or who manages it. Pure.
+
+    One without a mark is told by its name alone; that is enough to list it, not to remove it.
+    """
+    if one.mark is not None and one.mark.managed_by != "gpuctl":
+        return one.mark.managed_by
+    name = parse_machine_name(one.name)
+    marked = one.mark is None or one.mark.owner == owner
+    return "ours" if marked and name is not None and name.owner == owner[:6] else "other"
+
+
+def orphans(
+    left: Sequence[Leftover],
+    machines: Collection[str],
+    rows: Mapping[str, MachineRow],
+    owner: str,
+) -> list[Leftover]:
+    """Return what may be removed: ours by name and mark, of a machine that neither lives nor has
+    an open row, for then somebody is at work on it. Pure.
+
+    Args:
+        machines: names of those that live.
+        rows: of the ledger, by name.
+    """
+    return [
+        one
+        for one in left
+        if one.mark is not None
+        and whose_leftover(one, owner) == "ours"
+        and one.name not in machines
+        and ((row := rows.get(one.name)) is None or row.closed)
+    ]
+
+
+def with_orphans(
+    fleet: Fleet, done: Reaped, *, dry_run: bool = False, hard_end_only: bool = False
+) -> Reaped:
+    """Sweep after a reap, on every account that it asked, and add to it what came of that.
+
+    Orphans are looked for twice, a settling period apart: a machine that somebody with the same
+    owner is just making may show its parts before itself.
+    """
+    silent = {one.provider for one in done.errors if one.machine is None}
+    found, errors = _found(fleet, sorted(set(done.asked) - silent), hard_end_only)
+    if dry_run:
+        would = tuple(one for some in found.values() for one in some)
+        return replace(done, would_sweep=would, errors=(*done.errors, *errors))
+    names = sorted(name for name, some in found.items() if some)
+    removed: list[Leftover] = []
+    if names:
+        fleet.clock.sleep(max(fleet.provider(name).capabilities.settle_seconds for name in names))
+        again, more = _found(fleet, names, hard_end_only)
+        errors += more
+        for name, some in again.items():
+            before = {one.id for one in found[name]}
+            for one in (one for one in some if one.id in before):
+                errors += _removed(fleet, one, removed)
+    return replace(done, swept=tuple(removed), errors=(*done.errors, *errors))
+
+
+def _removed(fleet: Fleet, one: Leftover, removed: list[Leftover]) -> list[Trouble]:
+    try:
+        fleet.provider(one.provider).remove(one)
+    except ProviderError as error:
+        told = f"{one.kind} {one.id} of {one.name} was not removed and may bill: {error}"
+        return [Trouble(one.provider, error.kind, told, one.name)]
+    removed.append(one)
+    return []
+
+
+def _found(
+    fleet: Fleet, providers: Sequence[str], hard_end_only: bool
+) -> tuple[dict[str, list[Leftover]], list[Trouble]]:
+    """Ask for leftovers first: a machine that ends in between is then still among the living."""
+    left, errors = ask_each(fleet, providers, lambda provider: provider.leftovers())
+    listed, silent = list_each(fleet, sorted(name for name, some in left.items() if some))
+    rows = {row.name: row for row in fleet.ledger.machines(borrowed=True)}
+    now = fleet.clock.now()
+    found: dict[str, list[Leftover]] = {}
+    for name, machines in listed.items():
+        living = {machine.name for machine in machines if machine.state is not State.GONE}
+        found[name] = [
+            one
+            for one in orphans(left[name], living, rows, fleet.home.owner)
+            if not hard_end_only or (one.mark is not None and now >= one.mark.end)
+        ]
+    return found, errors + silent
