@@ -244,9 +244,11 @@ def test_a_folder_is_asked_with_terraform(
     ],
 )
 def test_a_wrong_key_is_named(
-    gpuctl: Gpuctl, sshd: Sshd, cloud: MemoryCloud, piped: Any, changes: Any, said: str
+    gpuctl: Gpuctl, cloud: MemoryCloud, piped: Any, tmp_path: Path, changes: Any, said: str
 ) -> None:
-    piped(outputs(gpuctl_machine=output(sshd, **changes)))
+    nobody = Sshd(tmp_path)  # it is not even asked
+    (tmp_path / "host_key.pub").write_text("ssh-ed25519 AAAA")
+    piped(outputs(gpuctl_machine=output(nobody, **changes)))
     done = gpuctl("adopt", "--terraform", "-", "--json")
     assert done.code == 2
     assert said in done.json["error"]["message"]
@@ -271,10 +273,11 @@ def test_what_is_no_output_is_refused(gpuctl: Gpuctl, piped: Any, text: str, sai
 
 
 def test_what_gpuctl_rented_cannot_be_adopted(
-    gpuctl: Gpuctl, sshd: Sshd, cloud: MemoryCloud, piped: Any, ledger: Ledger
+    gpuctl: Gpuctl, tmp_path: Path, cloud: MemoryCloud, piped: Any, ledger: Ledger
 ) -> None:
     ledger.record("adopted", machine=NAME, provider="memory", provider_id="m-other")
-    piped(outputs(gpuctl_machine=output(sshd)))
+    (tmp_path / "host_key.pub").write_text("ssh-ed25519 AAAA")
+    piped(outputs(gpuctl_machine=output(Sshd(tmp_path))))
     done = gpuctl("adopt", "--terraform", "-", "--json")
     assert done.code == 2
     assert "rented by gpuctl itself" in done.json["error"]["message"]

@@ -68,6 +68,7 @@ def test_a_backend_that_is_not_here_is_refused() -> None:
     assert "torch-cuda cannot run here" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_for_each() -> None:
     done = subprocess.run(
         [sys.executable, "-I", BENCHMARK, "--backend", "python", "--steps", "1"],
