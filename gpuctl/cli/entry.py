@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import io
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
@@ -145,4 +146,8 @@ def main() -> NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # What a job wrote may not fit the terminal's encoding; that must not end a command.
         sys.stdout.reconfigure(errors="backslashreplace")
+    if not sys.warnoptions:  # set with -W or PYTHONWARNINGS
+        # What libraries warn of is for programmers. They filter it themselves, but not safely
+        # when several are imported at a time.
+        warnings.simplefilter("ignore")
     sys.exit(run(sys.argv[1:]))

@@ -97,8 +97,8 @@ def _machine(row: MachineRow, now: datetime) -> shapes.Shape:
         "provider": row.provider,
         "attempt": row.attempt,
         "cost_usd": shapes.usd(row.cost_so_far(now)),
-        "source": row.cost_source or "computed",
-        "cost_source": row.cost_source or "computed",
+        "source": row.cost_source or row.how_computed,
+        "cost_source": row.cost_source or row.how_computed,
         "billed": is_billed(row),
         "final": row.closed,
     }
@@ -142,7 +142,7 @@ def _show_machines(rows: Sequence[MachineRow], now: datetime) -> None:
                     row.name,
                     row.provider,
                     format_money(row.cost_so_far(now)),
-                    row.cost_source or "computed, so far",
+                    row.cost_source or f"{row.how_computed}, so far",
                 )
                 for row in rows
             ],

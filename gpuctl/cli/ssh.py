@@ -86,8 +86,15 @@ def ssh(
         if as_json:
             emit({"machine": shapes.machine(row, fleet.clock.now())})
             return
-        code = _open(fleet, row, command, forwards)
+        code = _open(fleet, row, _words(command), forwards)
     raise click.exceptions.Exit(code)
+
+
+def _words(command: Sequence[str]) -> Sequence[str]:
+    """Return what to run: a line in one argument goes through a shell, as with ssh."""
+    if len(command) == 1 and len(command[0].split()) > 1:
+        return ("sh", "-c", command[0])
+    return command
 
 
 def _open(fleet: Fleet, row: MachineRow, command: Sequence[str], forwards: Sequence[str]) -> int:

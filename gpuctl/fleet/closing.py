@@ -88,7 +88,7 @@ def _cost(provider: Provider, gone: Gone) -> tuple[Decimal, str]:
         billed = None  # The computed figure stands in, and is labelled so.
     if billed is not None:
         return billed.amount, billed.source
-    return gone.row.cost_so_far(gone.confirmed_by[0].at), "computed"
+    return gone.row.cost_so_far(gone.confirmed_by[0].at), gone.row.how_computed
 
 
 def _forget_host_key(fleet: Fleet, name: str) -> None:

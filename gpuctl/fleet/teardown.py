@@ -27,6 +27,7 @@ from gpuctl.fleet.presence import (
 )
 from gpuctl.fleet.receipt import Receipt
 from gpuctl.fleet.ssh_config import follow_ledger
+from gpuctl.fleet.under_way import seconds_under_way
 from gpuctl.ledger import MachineRow
 from providers.base import (
     Ambiguous,
@@ -55,6 +56,7 @@ class _Case:
     absence: Absence
     outcome: Future[Receipt] = field(default_factory=Future)
     accepted: float | None = None  # when its end was; a look that began before proves nothing
+    arrives_by: float = 0.0  # when its create, if nobody heard of it, is not under way any more
     push_at: float = 0.0  # when its end is asked for again, if it is still there
     patience: float = 0.0
     seen: Machine | None = None
@@ -114,6 +116,8 @@ class Teardown:
                 else:
                     case.trouble = note(self._fleet, "destroy_asked", case.row.name, why=self._why)
                     case.accepted = self._clock.monotonic()
+                    left = seconds_under_way(case.row, self._capabilities, self._clock.now())
+                    case.arrives_by = case.accepted + left
             if len(self._cases) > 1:
                 for _ in range(min(len(self._cases), _AT_ONCE)):
                     # Daemons: somebody who presses Ctrl-C again does not want to wait.
@@ -256,6 +260,8 @@ class Teardown:
 
     def _take(self, case: _Case, sighting: Sighting, began: float, ended: float) -> None:
         case.error, case.seen = None, sighting.machine
+        if case.seen is None and began < case.arrives_by:
+            return
         case.absence.take(sighting, began, ended)
         if case.seen is None:
             return

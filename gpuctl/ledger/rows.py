@@ -13,6 +13,8 @@ from gpuctl.errors import LedgerError
 from gpuctl.ledger.costs import Price, billed_until, cost_between, rounded, share
 from providers.base import State
 
+_HOUR = 3600
+
 Closed = Literal["gone", "refused", "absent", "forgotten"]
 
 
@@ -119,6 +121,11 @@ class MachineRow:
         if start is None:
             return Decimal(0)
         return rounded(cost_between(self.prices, start, self._billed_until(start, now)))
+
+    @property
+    def how_computed(self) -> str:
+        """What `cost_source` says of a cost that no provider has told."""
+        return "computed by started hours" if self.bill_step_seconds == _HOUR else "computed"
 
     def _billed_until(self, start: datetime, now: datetime) -> datetime:
         return billed_until(start, self.ended_at or now, self.bill_step_seconds)

@@ -13,7 +13,7 @@ if [ ! -r "$settings" ]; then
     exit 2
 fi
 set -a
-# shellcheck source=scripts/reaper/reaper.env
+# shellcheck source=/dev/null
 . "$settings"
 set +a
 # Timers start with hardly any PATH.

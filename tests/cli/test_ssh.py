@@ -120,6 +120,12 @@ def test_a_command_with_its_exit_code_and_surroundings(
     assert (done.code, done.out.splitlines()) == (9, [f"{tmp_path}/ours", NASTY, "/first"])
 
 
+def test_a_line_in_one_argument_goes_through_a_shell(gpuctl: Gpuctl, rent: Rent) -> None:
+    rent()
+    done = gpuctl("ssh", "demo", "--", "echo one && exit 3")
+    assert (done.code, done.out.strip()) == (3, "one")
+
+
 def test_a_port_here_leads_there(gpuctl: Gpuctl, rent: Rent, web: int) -> None:
     rent()
     port = free_port()

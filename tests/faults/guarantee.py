@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.faults.play import COMMANDS, ENDINGS
+from tests.faults.play import COMMANDS, ENDINGS, LEASE
 from tests.faults.sites import PROVIDERS
 
 Row = Mapping[str, Any]  # {"case": …, "verdict": …}
@@ -20,8 +20,8 @@ _LEFT = {
 _HEAD = """\
 # What is guaranteed, and how that is shown
 
-This file is written by `make faults` (seed {seed}, {cases} cases). Do not edit it:
-`tests/faults/guarantee.py` writes it.
+This file is written by `make faults` (seed {seed}; {cases} of its {planned} cases were played). Do
+not edit it: `tests/faults/guarantee.py` writes it.
 
 gpuctl promises that nothing goes on billing, whatever breaks. The crash matrix (`tests/faults/`)
 lets `provision`, `run` and `terminate` die by kill -9 just before and just after every API call,
@@ -50,9 +50,11 @@ _NOT = """\
 - **A machine that its cloud hides.** gpuctl believes that a machine is gone when the cloud says so
   twice, a settling period apart, through every call that could show it. A cloud that bills a
   machine which its own API no longer shows cannot be caught by any tool.
-- **A list that stays wrong for longer than a settling period.** A create whose answer was lost is
-  looked for by its name for ten settling periods. Should it show up later still, `reap` finds it
-  by its mark; until then it bills.
+- **A create that takes effect when nobody expects it any more.** A create whose caller died is
+  looked for by its name until 75 s after its intent, which is longer than any create call waits,
+  and then until it was absent twice. One whose answer was lost is looked for until it was absent
+  twice, a settling period apart. Should it show up later still, its own timer or `reap` ends it,
+  which knows it by its mark; until then it bills.
 - **A revoked key.** Nobody can end anything without one. gpuctl exits with 6, names the machine and
   says so; the machine's own timer still ends it where it needs no key of the account.
 - **The real clouds.** The emulations are made from contracts and recorded answers. Nothing here
@@ -60,11 +62,13 @@ _NOT = """\
 """
 
 
-def write(path: Path, rows: Sequence[Row], seed: int) -> None:
-    """Write the file from the rows of one results file."""
-    from tests.faults.play import LEASE
+def write(path: Path, rows: Sequence[Row], seed: int, planned: int) -> None:
+    """Write the file from the rows of one results file.
 
-    parts = [_HEAD.format(seed=seed, cases=len(rows), lease=LEASE)]
+    Args:
+        planned: how many cases the seed has.
+    """
+    parts = [_HEAD.format(seed=seed, cases=len(rows), planned=planned, lease=LEASE)]
     parts += [_summary(rows), _struck(rows), _NOT, *_details(rows)]
     path.write_text("\n".join(parts))
 

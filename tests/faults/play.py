@@ -121,10 +121,14 @@ def play(case: Case, folder: Path) -> Verdict:
         name = provisioned(where, action=case.action) if case.command == "terminate" else ""
         lift = where.strikes[case.strike]() if case.strike else lambda: None
         later = threading.Timer(_LIFTED_AFTER, lift)
-        later.start()
+        alone = case.strike == "key revoked" and not case.point
+        if not alone:
+            later.start()
         try:
             process = begin(where, case, name)
             code, said = _died(process, case)
+            if alone:  # until the command has come to its end with it
+                later.start()
             verdict.reached = code == -signal.SIGKILL and case.action == "kill"
             _check_words(case, code, said, verdict)
             died = time.monotonic()

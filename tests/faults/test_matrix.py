@@ -101,9 +101,10 @@ def test_the_document_tells_what_leaked(tmp_path: Path) -> None:
         verdict = {"leaked": leaked, "doubled": False, "stopped": [], "problems": []}
         return {"case": case, "verdict": {**verdict, "seconds": seconds}}
 
-    write(tmp_path / "g.md", [row("reap", [], 3.0), row("machine", ["instance i-1"], None)], 7)
+    rows = [row("reap", [], 3.0), row("machine", ["instance i-1"], None)]
+    write(tmp_path / "g.md", rows, seed=7, planned=5)
     text = (tmp_path / "g.md").read_text()
     assert "| aws | only `gpuctl reap` runs later | 1 | 0 | 0 | 0 | 3, 3 |" in text
     assert "| aws | only the machine's own timer is left | 1 | 1 | 0 | 0 | – |" in text
     assert "| run | after api:RunInstances | – | 1, 0, – | 0, 0, 3 s |" in text
-    assert "seed 7, 2 cases" in text
+    assert "seed 7; 2 of its 5 cases" in text

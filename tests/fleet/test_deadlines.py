@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +32,7 @@ from gpuctl.home import Home
 from gpuctl.ledger import Ledger, MachineRow
 from providers.base import SystemClock
 from tests.clouds.memory_cloud import HandClock, MemoryCloud
+from tests.faults.rehearsal import Rehearsal
 from tests.fleet.conftest import OWNER
 from tests.waiting import until
 
@@ -146,6 +149,38 @@ def test_reap_goes_by_it_too(
     assert reap(fleet).receipts == ()
     clock.pass_time(LEASE + 1)
     assert len(reap(fleet).receipts) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_watchdog_whose_clock_goes_wrong_by_an_hour_ends_nothing_early(tmp_path: Path) -> None:
+    """Real processes: only the wall clock of the watchdog is another one."""
+    rehearsal = Rehearsal(tmp_path)
+    code, made, err = rehearsal.gpuctl(
+        "provision", "--provider", "local", "--yes", "--lease", "10m"
+    )
+    assert code == 0, err
+    rehearsal.kill_watchdog()
+    ahead = (
+        "from datetime import UTC, datetime, timedelta; from providers.base import SystemClock;"
+        "SystemClock.now = lambda self: datetime.now(UTC) + timedelta(hours=1);"
+        "from gpuctl.fleet import watchdog; watchdog.main()"
+    )
+    watchdog = subprocess.Popen(
+        [sys.executable, "-P", "-c", ahead, str(rehearsal.home)], env=rehearsal.environ
+    )
+    try:
+        assert until(lambda: rehearsal.watchdog_pid() == watchdog.pid, 60)
+        assert not until(lambda: "destroy_asked" in rehearsal.kinds(), 5)
+        assert watchdog.poll() is None
+        [listed] = rehearsal.gpuctl("list", "--refresh")[1]["machines"]
+        assert (listed["name"], listed["state"]) == (made["machine"]["name"], "ready")
+    finally:
+        watchdog.kill()
+        watchdog.wait(10)
+        assert rehearsal.gpuctl("terminate", "--all", "--yes")[0] == 0
+        rehearsal.kill_watchdog()
+    assert rehearsal.nothing_is_left()
 
 
 def test_after_a_boot_the_wall_clock_is_all_there_is(

@@ -72,9 +72,10 @@ def test_a_create_that_was_cut_short_may_arrive_after_two_absences(
         create(order)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(cloud, "create", killed)
-        acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: None)
+        with pytest.raises(KeyboardInterrupt):
+            acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: None)
     cloud.faults.list_lag_seconds = 4 * cloud.settle_seconds  # the cloud is that slow
     [open_row] = fleet.ledger.machines(open_only=True)
     receipt = release(fleet, open_row, why="test")
@@ -93,9 +94,10 @@ def test_a_create_that_never_left_is_closed_when_it_cannot_be_under_way_any_more
     def killed(order: Order) -> object:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(cloud, "create", killed)
-        acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: None)
+        with pytest.raises(KeyboardInterrupt):
+            acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: None)
     [open_row] = fleet.ledger.machines(open_only=True)
     receipt = release(fleet, open_row, why="test")
     assert (receipt.provider_id, receipt.cost_usd) == (None, 0)

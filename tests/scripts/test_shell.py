@@ -11,7 +11,7 @@ import pytest
 
 from tests.scripts.on_machine import SCRIPTS
 
-FILES = sorted(SCRIPTS.glob("*.sh"))
+FILES = sorted(SCRIPTS.rglob("*.sh"))
 SHELLCHECK = shutil.which("shellcheck", path=Path(sys.executable).parent) or shutil.which(
     "shellcheck"
 )
