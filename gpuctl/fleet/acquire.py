@@ -19,9 +19,11 @@ from gpuctl.errors import (
     NothingRentable,
 )
 from gpuctl.fleet.access import access_facts
+from gpuctl.fleet.closing import sweep
 from gpuctl.fleet.consoles import by_hand
 from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.deadlines import ticks
+from gpuctl.fleet.doubt import Doubt
 from gpuctl.fleet.keeper import Keeper
 from gpuctl.fleet.presence import prove_absent
 from gpuctl.fleet.release import release
@@ -157,6 +159,7 @@ def settle(fleet: Fleet, row: MachineRow) -> Machine | None:
             next=f"Run `gpuctl terminate {row.name}`; until it is settled nothing else is rented.",
         )
     if proof.absent:
+        _swept(provider, row)
         fleet.ledger.record(
             "absent",
             machine=row.name,
@@ -172,6 +175,20 @@ def settle(fleet: Fleet, row: MachineRow) -> Machine | None:
         next=f"Run `gpuctl terminate {row.name}`, or {by_hand(provider, row, row.provider_id)}. "
         "Until it is settled nothing else is rented.",
     )
+
+
+def _swept(provider: Provider, row: MachineRow) -> None:
+    """Remove what a machine has left that came after all, and ended before it was looked for.
+
+    Raises:
+        MayStillBill: that could not be done; the row stays open.
+    """
+    try:
+        left = sweep(provider, {row.name})[row.name]
+    except ProviderError as error:
+        left = error
+    if isinstance(left, ProviderError):
+        raise Doubt(provider, row, None).unswept(left) from left
 
 
 def why_refused(last: ProviderError | GpuctlError | None) -> GpuctlError:

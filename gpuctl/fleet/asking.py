@@ -153,25 +153,29 @@ def _nearest(fleet: Fleet, want: Want, named: Sequence[str], offline: bool) -> t
         others = taking_part(fleet, ())
         everybody = (*named, *others.providers, *others.reference_only)
 
-    def ask_wider(question: Want) -> tuple[Offer, ...]:
+    def ask_wider(question: Want, asked: Sequence[str] = everybody) -> tuple[Offer, ...]:
         return ask_market(
-            fleet, question, everybody, offline=offline, deadline_seconds=_NEAREST_SECONDS
+            fleet, question, asked, offline=offline, deadline_seconds=_NEAREST_SECONDS
         ).offers
 
     found = ask_wider(relaxed(want))
     near = nearest(want, found, providers=named)
     if want.gpus and not any(_is_same_here(one, named) for one in near):
         near = nearest(want, (*found, *ask_wider(in_any_number(want))), providers=named)
-    if not near and want.disk_gb > Want().disk_gb:
+    if want.disk_gb > Want().disk_gb and not any(_is_asked(one, named) for one in near):
         # Last, since the price that is told has the wanted disk in it.
-        near = nearest(want, ask_wider(replace(relaxed(want), disk_gb=1)), providers=named)
+        smaller = ask_wider(replace(relaxed(want), disk_gb=1), named)
+        near = nearest(want, (*found, *smaller), providers=named)
     return near
 
 
 def _is_same_here(one: Near, named: Sequence[str]) -> bool:
     """Whether it is the same card at a provider that was asked, at no price of last year's."""
-    here = not named or one.offer.provider in named
-    return one.kind == "same" and one.offer.source == "live" and here
+    return one.kind == "same" and one.offer.source == "live" and _is_asked(one, named)
+
+
+def _is_asked(one: Near, named: Sequence[str]) -> bool:
+    return not named or one.offer.provider in named
 
 
 def _nothing_free(offers: Sequence[Offer]) -> NothingRentable:

@@ -20,7 +20,7 @@ from pathlib import Path
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from gpuctl.buckets.trip import passing_through
-from gpuctl.errors import GpuctlError, RemoteError, StoreError
+from gpuctl.errors import GpuctlError, RemoteError, StoreError, UsageError
 from gpuctl.remote.connection import Connection
 from gpuctl.run.work import Live, Work, scratch
 from gpuctl.store import Blob, CorruptEntry, CorruptManifest, Manifest, parse_manifest
@@ -217,7 +217,10 @@ class Relay:
                     f"The outbox on the machine cannot be read (exit code {done.exit_code})",
                     machine=self._live.machine,
                 )
-            connection.get(there, here)
+            try:
+                connection.get(there, here)
+            except UsageError as error:  # no room here for now: the entry waits for its turn
+                raise StoreError(error.message, next=error.next) from error
         finally:
             _remove_there(connection, there)
 

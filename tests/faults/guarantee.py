@@ -32,6 +32,10 @@ and what still bills; gpuctl is not asked. The clouds are emulations (`tests/clo
 real ones. Leases are {lease:g} s and settling periods 1 s, so the seconds below are compressed: on
 a real cloud the lease and the settling period of that cloud stand in their place.
 """
+_CUT = """\
+The time was over before all cases were played, so not every point was visited. Which ones were
+left out is up to chance; `make faults` with the same SEED goes on with them.
+"""
 _NOT = """\
 ## What is not guaranteed
 
@@ -69,6 +73,8 @@ def write(path: Path, rows: Sequence[Row], seed: int, planned: int) -> None:
         planned: how many cases the seed has.
     """
     parts = [_HEAD.format(seed=seed, cases=len(rows), planned=planned, lease=LEASE)]
+    if len(rows) < planned:
+        parts.append(_CUT)
     parts += [_summary(rows), _struck(rows), _NOT, *_details(rows)]
     path.write_text("\n".join(parts))
 

@@ -174,3 +174,20 @@ def test_the_lease_never_outlives_the_hard_end(
     need = Need(middle="demo", lease_seconds=7200, purpose="run", max_duration=timedelta(minutes=5))
     row, _ = acquire(fleet, cloud.offer(), need, keeper, guard=lambda: None)
     assert row.lease_until == row.hard_end
+
+
+def test_what_a_machine_left_that_nobody_ever_heard_of_is_swept(
+    fleet: Fleet, cloud: MemoryCloud, clock: HandClock, keeper: Keeper
+) -> None:
+    """Found by random sequences: killed after the create, and then the spot machine was taken."""
+    cloud.faults.leftover = True
+    cloud.faults.create_reply_lost = 1
+    cloud.faults.list = [Ambiguous("503")] * 1000
+    with pytest.raises(MayStillBill):
+        acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: None)
+    cloud.faults.list = []
+    cloud.take_away("m1")
+    assert cloud.books() == (1, 0, 1)
+    [row] = fleet.ledger.machines(open_only=True)
+    assert settle(fleet, row) is None
+    assert cloud.books() == (1, 0, 0)

@@ -9,14 +9,14 @@ import json
 import shutil
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from tests.clouds.hetzner_cloud import HetznerCloud, faults, main_settings
+from tests.clouds.hetzner_cloud import HetznerCloud, faults
 from tests.clouds.rented import needs_machines
-from tests.faults.rehearsal import STEPS, TRAIN, Rehearsal
+from tests.faults.at_hetzner import HetznerRehearsal, at_hetzner
+from tests.faults.rehearsal import STEPS, TRAIN
 from tests.run.whole_run import (
     Ended,
     all_released,
@@ -33,33 +33,16 @@ ROOT = Path(__file__).resolve().parents[2]
 LONGER = TRAIN.format(steps=60)
 
 
-@dataclass(frozen=True)
-class HetznerRehearsal(Rehearsal):
-    """One home, one job folder, and a project; what is left is asked of the cloud."""
-
-    cloud: HetznerCloud = field(kw_only=True)
-    provider = "hetzner"
-
-    def machine_processes(self) -> list[int]:
-        return []  # those of a server that is gone are gone with its namespace
-
-    def machine_folders(self) -> list[str]:
-        return sorted(self.cloud.bills().values())
-
-
 @pytest.fixture
-def cloud(tmp_path: Path) -> Iterator[HetznerCloud]:
-    """A project."""
-    with HetznerCloud(machines=tmp_path / "servers") as made:
+def rehearsal(tmp_path: Path) -> Iterator[HetznerRehearsal]:
+    with at_hetzner(tmp_path) as made:
         yield made
 
 
 @pytest.fixture
-def rehearsal(cloud: HetznerCloud, tmp_path: Path) -> Iterator[HetznerRehearsal]:
-    """A home with its token."""
-    made = HetznerRehearsal(tmp_path, main_settings(cloud), cloud=cloud)
-    yield made
-    made.kill_watchdog()
+def cloud(rehearsal: HetznerRehearsal) -> HetznerCloud:
+    """Its project."""
+    return rehearsal.cloud
 
 
 def test_a_whole_job(rehearsal: HetznerRehearsal, cloud: HetznerCloud) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from gpuctl.errors import UsageError
 from gpuctl.remote.local import LocalConnection
 from gpuctl.run.relay import Relay
 from gpuctl.store import Manifest, Store, open_store
@@ -139,3 +140,25 @@ def test_an_entry_that_was_trimmed_is_let_go(sides: Sides) -> None:
     assert until(lambda: relay.has_arrived(1), 20)
     assert relay.finish(soon()) is True
     assert names(sides.here) == ["ck-1"]
+
+
+def test_a_disk_that_is_full_for_a_while_ends_nothing(
+    sides: Sides, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by the crash matrix: the relay died of it, with a traceback."""
+    get = LocalConnection.get
+    full = [UsageError("no space left on device")] * 2
+
+    def refused(*given: Any, **named: Any) -> object:
+        if full:
+            raise full.pop()
+        return get(*given, **named)
+
+    monkeypatch.setattr(LocalConnection, "get", refused)
+    monkeypatch.setattr("gpuctl.run.relay._PAUSE_SECONDS", 0.1)
+    sides.put(1, b"one")
+    relay = sides.relay()
+    relay.offer(1)
+    assert until(lambda: relay.has_arrived(1), 20), relay.trouble
+    assert relay.finish(soon()) is True
+    assert sides.left_behind() == []
