@@ -110,7 +110,7 @@ class IdleClock:
 
 def _waits(frame: FrameType | None) -> bool:
     if frame is None:
-        return True
+        return False  # it is just being started: whoever starts it waits for that
     file, function = _place(frame)
     if function in _WAITS.get(file, ()):
         return True
