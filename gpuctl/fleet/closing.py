@@ -64,9 +64,7 @@ def close(
         cost_source=source,
         leftovers=leftovers,
     )
-    trouble = _note_gone(fleet, receipt)
-    _forget_host_key(fleet, gone.row.name)
-    return receipt, trouble
+    return receipt, record_gone(fleet, receipt)
 
 
 def note(fleet: Fleet, kind: str, name: str, **facts: Any) -> LedgerError | None:
@@ -77,6 +75,24 @@ def note(fleet: Fleet, kind: str, name: str, **facts: Any) -> LedgerError | None
         fleet.say(f"{name}: the ledger could not be written: {error.message}")
         return error
     return None
+
+
+def record_gone(fleet: Fleet, receipt: Receipt) -> LedgerError | None:
+    """Close the row of a machine and forget its host key; return why the ledger was not told."""
+    trouble = note(
+        fleet,
+        "gone",
+        receipt.name,
+        confirmed_by=[
+            {"call": c.call, "at": c.at, "answer": c.answer} for c in receipt.confirmed_by
+        ],
+        cost_usd=receipt.cost_usd,
+        cost_source=receipt.cost_source,
+        ended_at=receipt.confirmed_by[0].at,
+        leftovers=[{"kind": one.kind, "id": one.id} for one in receipt.leftovers],
+    )
+    _forget_host_key(fleet, receipt.name)
+    return trouble
 
 
 def _cost(provider: Provider, gone: Gone) -> tuple[Decimal, str]:
@@ -97,18 +113,3 @@ def _forget_host_key(fleet: Fleet, name: str) -> None:
     except OSError as error:
         # The machine is gone all the same, and no other will have its name.
         fleet.say(f"{name}: its host key stays in {error.filename}: {error.strerror}")
-
-
-def _note_gone(fleet: Fleet, receipt: Receipt) -> LedgerError | None:
-    return note(
-        fleet,
-        "gone",
-        receipt.name,
-        confirmed_by=[
-            {"call": c.call, "at": c.at, "answer": c.answer} for c in receipt.confirmed_by
-        ],
-        cost_usd=receipt.cost_usd,
-        cost_source=receipt.cost_source,
-        ended_at=receipt.confirmed_by[0].at,
-        leftovers=[{"kind": one.kind, "id": one.id} for one in receipt.leftovers],
-    )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from decimal import Decimal
 
+from gpuctl.fleet.closing import record_gone
 from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.presence import Proof, prove_absent
 from gpuctl.fleet.receipt import Receipt
 from gpuctl.fleet.ssh_config import follow_ledger
 from gpuctl.ledger import MachineRow
-from gpuctl.remote.known_hosts import KnownHost
 
 COST_SOURCE = "on Terraform's bill"
 _SETTLINGS = 3  # for so many settling periods at most an end is looked for
@@ -41,20 +41,14 @@ def close_if_gone(fleet: Fleet, row: MachineRow) -> Receipt | None:
 
 
 def close(fleet: Fleet, row: MachineRow, proof: Proof) -> Receipt:
-    """Close a borrowed machine that is proven gone. What it cost is not ours."""
+    """Close a borrowed machine that is proven gone. What it cost is not ours.
+
+    Raises:
+        LedgerError: it could not be written.
+    """
     if proof.last is not None and proof.last.reason is not None:
         fleet.ledger.record("interrupted", machine=row.name, reason=proof.last.reason)
-    fleet.ledger.record(
-        "gone",
-        machine=row.name,
-        confirmed_by=[{"call": c.call, "at": c.at, "answer": c.answer} for c in proof.confirmed_by],
-        cost_usd=Decimal(0),
-        cost_source=COST_SOURCE,
-        ended_at=proof.confirmed_by[0].at,
-    )
-    KnownHost(fleet.home.path, row.name).forget()
-    follow_ledger(fleet)
-    return Receipt(
+    receipt = Receipt(
         row.name,
         row.provider,
         row.provider_id,
@@ -63,3 +57,8 @@ def close(fleet: Fleet, row: MachineRow, proof: Proof) -> Receipt:
         cost_usd=Decimal(0),
         cost_source=COST_SOURCE,
     )
+    trouble = record_gone(fleet, receipt)
+    if trouble is not None:
+        raise trouble
+    follow_ledger(fleet)
+    return receipt
