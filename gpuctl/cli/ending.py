@@ -16,12 +16,11 @@ from gpuctl.fleet.access import stays
 from gpuctl.fleet.audit import Audit, Billing
 from gpuctl.fleet.audit import audit as audit_all
 from gpuctl.fleet.context import Fleet
-from gpuctl.fleet.orphans import with_orphans
-from gpuctl.fleet.reap import Reaped, Seen, Trouble
+from gpuctl.fleet.reap import Reaped
 from gpuctl.fleet.reap import reap as reap_all
 from gpuctl.fleet.receipt import Receipt
 from gpuctl.fleet.release import receipt_of
-from gpuctl.fleet.uploads import with_uploads
+from gpuctl.fleet.survey import Seen, Trouble
 from gpuctl.ledger import MachineRow
 from gpuctl.quantities import format_money
 from providers.base import Leftover
@@ -148,9 +147,6 @@ def reap(dry_run: bool, hard_end_only: bool, as_json: bool) -> None:
     """
     with Terminal() as terminal, opened(terminal.say, guard=False) as fleet:
         done = reap_all(fleet, dry_run=dry_run, hard_end_only=hard_end_only)
-        done = with_orphans(fleet, done, dry_run=dry_run, hard_end_only=hard_end_only)
-        if not dry_run:
-            done = with_uploads(fleet, done)
         document = shapes.reaped(done, fleet.clock.now())
         if not as_json:
             _show_reaped(done)

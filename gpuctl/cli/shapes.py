@@ -20,8 +20,9 @@ from providers.base import Leftover, Machine, Offer
 
 if TYPE_CHECKING:
     from gpuctl.fleet.audit import Audit, Billing
-    from gpuctl.fleet.reap import Reaped, Seen, Trouble
+    from gpuctl.fleet.reap import Reaped
     from gpuctl.fleet.receipt import Receipt
+    from gpuctl.fleet.survey import Seen, Trouble
     from gpuctl.market_nearest import Near
     from gpuctl.store import Manifest
 

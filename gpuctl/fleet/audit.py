@@ -9,7 +9,7 @@ from datetime import datetime
 from gpuctl.fleet.access import as_machine
 from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.orphans import whose_leftover
-from gpuctl.fleet.reap import Seen, Trouble, ask_each, is_ours, survey
+from gpuctl.fleet.survey import Seen, Trouble, ask_each, is_ours, survey
 from gpuctl.fleet.uploads import uploads_left
 from gpuctl.ledger import MachineRow
 from gpuctl.names import parse_machine_name

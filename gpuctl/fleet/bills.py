@@ -10,8 +10,8 @@ from datetime import datetime, timedelta
 
 from gpuctl.errors import GpuctlError
 from gpuctl.fleet.context import Fleet
-from gpuctl.fleet.reap import Trouble
 from gpuctl.fleet.spending import is_billed
+from gpuctl.fleet.survey import Trouble
 from gpuctl.ledger import MachineRow
 from providers.base import Billed, ProviderError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gpuctl.fleet.context import Fleet
-from gpuctl.fleet.reap import Trouble, list_each
+from gpuctl.fleet.survey import Trouble, list_each
 from gpuctl.ledger import MachineRow
 from providers.base import Machine, State
 

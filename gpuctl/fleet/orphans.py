@@ -7,10 +7,10 @@ was left by a gpuctl whose ledger is elsewhere, is an orphan: `audit` counts it,
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from datetime import datetime
 
 from gpuctl.fleet.context import Fleet
-from gpuctl.fleet.reap import Reaped, Trouble, ask_each, list_each
+from gpuctl.fleet.survey import Trouble, ask_each, list_each
 from gpuctl.ledger import MachineRow
 from gpuctl.names import parse_machine_name
 from providers.base import Leftover, ProviderError, State
@@ -51,30 +51,53 @@ def orphans(
     ]
 
 
-def with_orphans(
-    fleet: Fleet, done: Reaped, *, dry_run: bool = False, hard_end_only: bool = False
-) -> Reaped:
-    """Sweep after a reap, on every account that it asked, and add to it what came of that.
+def find_orphans(
+    fleet: Fleet, providers: Collection[str], ended_by: datetime | None = None
+) -> tuple[dict[str, list[Leftover]], list[Trouble]]:
+    """Return the orphans by provider, and who could not be asked.
 
-    Orphans are looked for twice, a settling period apart: a machine that somebody with the same
-    owner is just making may show its parts before itself.
+    Args:
+        ended_by: only those whose machine's hard end was before that.
     """
-    silent = {one.provider for one in done.errors if one.machine is None}
-    found, errors = _found(fleet, sorted(set(done.asked) - silent), hard_end_only)
-    if dry_run:
-        would = tuple(one for some in found.values() for one in some)
-        return replace(done, would_sweep=would, errors=(*done.errors, *errors))
-    names = sorted(name for name, some in found.items() if some)
+    # Leftovers first: a machine that ends in between is then still among the living.
+    left, errors = ask_each(fleet, sorted(providers), lambda provider: provider.leftovers())
+    listed, silent = list_each(fleet, sorted(name for name, some in left.items() if some))
+    rows = {row.name: row for row in fleet.ledger.machines(borrowed=True)}
+    found: dict[str, list[Leftover]] = {}
+    for name, machines in listed.items():
+        living = {machine.name for machine in machines if machine.state is not State.GONE}
+        found[name] = [
+            one
+            for one in orphans(left[name], living, rows, fleet.home.owner)
+            if ended_by is None or (one.mark is not None and one.mark.end <= ended_by)
+        ]
+    return found, errors + silent
+
+
+def sweep_orphans(
+    fleet: Fleet, providers: Collection[str], ended_by: datetime | None = None
+) -> tuple[list[Leftover], list[Trouble]]:
+    """Remove the orphans; return them, and what could not be asked or removed.
+
+    They are looked for twice, a settling period apart: a machine that somebody with the same owner
+    is just making may show its parts before itself.
+
+    Args:
+        ended_by: as `find_orphans`.
+    """
+    found, errors = find_orphans(fleet, providers, ended_by)
+    names = [name for name, some in found.items() if some]
+    if not names:
+        return [], errors
+    fleet.clock.sleep(max(fleet.provider(name).capabilities.settle_seconds for name in names))
+    again, more = find_orphans(fleet, names, ended_by)
+    errors += more
     removed: list[Leftover] = []
-    if names:
-        fleet.clock.sleep(max(fleet.provider(name).capabilities.settle_seconds for name in names))
-        again, more = _found(fleet, names, hard_end_only)
-        errors += more
-        for name, some in again.items():
-            before = {one.id for one in found[name]}
-            for one in (one for one in some if one.id in before):
-                errors += _removed(fleet, one, removed)
-    return replace(done, swept=tuple(removed), errors=(*done.errors, *errors))
+    for name, some in again.items():
+        before = {one.id for one in found[name]}
+        for one in (one for one in some if one.id in before):
+            errors += _removed(fleet, one, removed)
+    return removed, errors
 
 
 def _removed(fleet: Fleet, one: Leftover, removed: list[Leftover]) -> list[Trouble]:
@@ -85,22 +108,3 @@ def _removed(fleet: Fleet, one: Leftover, removed: list[Leftover]) -> list[Troub
         return [Trouble(one.provider, error.kind, told, one.name)]
     removed.append(one)
     return []
-
-
-def _found(
-    fleet: Fleet, providers: Sequence[str], hard_end_only: bool
-) -> tuple[dict[str, list[Leftover]], list[Trouble]]:
-    """Ask for leftovers first: a machine that ends in between is then still among the living."""
-    left, errors = ask_each(fleet, providers, lambda provider: provider.leftovers())
-    listed, silent = list_each(fleet, sorted(name for name, some in left.items() if some))
-    rows = {row.name: row for row in fleet.ledger.machines(borrowed=True)}
-    now = fleet.clock.now()
-    found: dict[str, list[Leftover]] = {}
-    for name, machines in listed.items():
-        living = {machine.name for machine in machines if machine.state is not State.GONE}
-        found[name] = [
-            one
-            for one in orphans(left[name], living, rows, fleet.home.owner)
-            if not hard_end_only or (one.mark is not None and now >= one.mark.end)
-        ]
-    return found, errors + silent

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from gpuctl.fleet.context import Fleet
-from gpuctl.fleet.reap import Reaped, Trouble
+from gpuctl.fleet.survey import Trouble
 from gpuctl.store.unfinished import Unfinished, give_up_all, unfinished
 from providers.base import Leftover
 
@@ -30,11 +28,6 @@ def give_up_uploads(fleet: Fleet) -> list[Trouble]:
         )
         for address, error in failed.items()
     ]
-
-
-def with_uploads(fleet: Fleet, done: Reaped) -> Reaped:
-    """Give up uploads after a reap, and add to it what could not be."""
-    return replace(done, errors=(*done.errors, *give_up_uploads(fleet)))
 
 
 def uploads_left(fleet: Fleet) -> list[Leftover]:

@@ -21,7 +21,7 @@ from functools import partial
 
 import pytest
 
-from gpuctl.fleet.reap import judge
+from gpuctl.fleet.survey import judge
 from providers.base import (
     Ambiguous,
     AuthFailed,

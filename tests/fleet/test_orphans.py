@@ -11,8 +11,7 @@ from gpuctl.fleet.acquire import Need, acquire
 from gpuctl.fleet.audit import audit
 from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.keeper import Keeper
-from gpuctl.fleet.orphans import with_orphans
-from gpuctl.fleet.reap import Reaped, reap
+from gpuctl.fleet.reap import reap
 from gpuctl.names import new_machine_name
 from providers.base import Ambiguous, Leftover, Machine, Mark, State
 from tests.clouds.memory_cloud import HandClock, MemoryCloud
@@ -20,10 +19,6 @@ from tests.fleet.conftest import OWNER
 
 NEED = Need(middle="demo", lease_seconds=600, purpose="run")
 OTHER = "ffffffffffff"
-
-
-def swept(fleet: Fleet, **how: bool) -> Reaped:
-    return with_orphans(fleet, reap(fleet), **how)
 
 
 def volume(cloud: MemoryCloud, clock: HandClock, owner: str = OWNER, **changes: object) -> Leftover:
@@ -40,9 +35,9 @@ def test_an_orphan_of_ours_is_unaccounted_until_reap_removes_it(
     left = volume(cloud, clock)
     (billing,) = audit(fleet).unaccounted
     assert (billing.leftover, billing.whose) == (left, "ours")
-    assert swept(fleet, dry_run=True).would_sweep == (left,)
+    assert reap(fleet, dry_run=True).would_sweep == (left,)
     assert cloud.books() == (0, 0, 1)
-    done = swept(fleet)
+    done = reap(fleet)
     assert (done.swept, done.errors) == ((left,), ())
     assert cloud.books() == (0, 0, 0)
     assert audit(fleet).clean
@@ -54,7 +49,7 @@ def test_what_is_not_ours_stays(fleet: Fleet, cloud: MemoryCloud, clock: HandClo
     volume(cloud, clock, id="unmarked", mark=None)
     volume(cloud, clock, id="terraform", mark=replace(mark, managed_by="terraform"))
     volume(cloud, clock, id="not our name", name="backup", mark=mark)
-    assert swept(fleet).swept == ()
+    assert reap(fleet).swept == ()
     assert len(cloud.volumes) == 4
     found = {one.leftover.id: one for one in audit(fleet).billing if one.leftover}
     whose = {number: one.whose for number, one in found.items()}
@@ -72,7 +67,7 @@ def test_a_living_machine_keeps_what_it_has(
 ) -> None:
     cloud.faults.leftover = True
     acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: None)
-    assert swept(fleet).swept == ()
+    assert reap(fleet).swept == ()
     assert cloud.books() == (1, 1, 1)
 
 
@@ -82,7 +77,7 @@ def test_so_does_one_whose_row_is_open(
     cloud.faults.leftover = True
     acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: None)
     cloud.faults.list_lag_seconds = 3600
-    assert swept(fleet).swept == ()
+    assert reap(fleet).swept == ()
     assert cloud.books() == (1, 1, 1)
 
 
@@ -99,16 +94,16 @@ def test_one_that_shows_its_parts_before_itself_keeps_them(
         )
 
     monkeypatch.setattr(clock, "sleep", meanwhile)
-    assert swept(fleet).swept == ()
+    assert reap(fleet).swept == ()
     assert slept == [cloud.settle_seconds]
     assert left.id in cloud.volumes
 
 
 def test_only_past_its_hard_end(fleet: Fleet, cloud: MemoryCloud, clock: HandClock) -> None:
     left = volume(cloud, clock)
-    assert swept(fleet, hard_end_only=True).swept == ()
+    assert reap(fleet, hard_end_only=True).swept == ()
     clock.pass_time(3601)
-    assert swept(fleet, hard_end_only=True).swept == (left,)
+    assert reap(fleet, hard_end_only=True).swept == (left,)
 
 
 def test_one_that_cannot_be_removed_may_bill(
@@ -120,7 +115,7 @@ def test_one_that_cannot_be_removed_may_bill(
         raise Ambiguous("no answer")
 
     monkeypatch.setattr(cloud, "remove", refuse)
-    done = swept(fleet)
+    done = reap(fleet)
     assert done.swept == ()
     (trouble,) = done.errors
     assert left.id in trouble.message

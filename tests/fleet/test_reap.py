@@ -14,7 +14,8 @@ from gpuctl.fleet.acquire import Need, acquire
 from gpuctl.fleet.audit import audit
 from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.keeper import Keeper, this_process
-from gpuctl.fleet.reap import judge, reap
+from gpuctl.fleet.reap import reap
+from gpuctl.fleet.survey import judge
 from gpuctl.ledger import MachineRow
 from gpuctl.names import new_machine_name
 from providers.base import Ambiguous, Machine, Mark, State

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gpuctl.fleet.audit import whose
-from gpuctl.fleet.reap import judge
+from gpuctl.fleet.survey import judge
 from providers.base import State
 from tests.providers.aws_bench import OWNER, START, Account, account, order, running, spot
 from tests.providers.test_aws_reading import OURS, client_of

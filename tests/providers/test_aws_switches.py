@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gpuctl.fleet.reap import judge
+from gpuctl.fleet.survey import judge
 from providers.aws import AwsProvider
 from providers.aws_errors import meaning
 from providers.aws_schedule import ROLE
