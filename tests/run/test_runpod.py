@@ -16,6 +16,7 @@ from tests.faults.rehearsal import IMPATIENT, STEPS, TRAIN
 from tests.run.whole_run import (
     Ended,
     logs_of,
+    not_ended_without_a_key,
     nothing_bills,
     reached_every_way,
     result,
@@ -187,21 +188,10 @@ def test_a_create_whose_answer_is_lost_is_adopted(rehearsal: RunpodRehearsal) ->
 
 @pytest.mark.slow
 def test_a_key_that_is_refused_meanwhile_is_no_proof_of_an_end(rehearsal: RunpodRehearsal) -> None:
-    """It still bills, and gpuctl says so, and which machine."""
-    code, document, err = rehearsal.gpuctl(
-        "provision", "--provider", "runpod", "--gpu", "RTX-4090", "--yes"
-    )
-    assert code == 0, err
-    name = document["machine"]["name"]
-    rehearsal.cloud.switches.key_revoked = True
-    code, document, err = rehearsal.gpuctl("terminate", name, "--yes")
-    assert code == 6, (document, err)
-    assert document["error"]["machine"] == name
-    assert document["error"]["may_bill"] is True
-    assert len(rehearsal.cloud.books.open()) == 1
-    rehearsal.cloud.switches.key_revoked = False
-    code, document, err = rehearsal.gpuctl("terminate", name, "--yes")
-    assert (code, document["receipts"][0]["confirmed"]) == (0, True), err
+    def refuse(now: bool) -> None:
+        rehearsal.cloud.switches.key_revoked = now
+
+    not_ended_without_a_key(rehearsal, refuse, lambda: len(rehearsal.cloud.books.open()))
     nothing_leaked(rehearsal)
 
 

@@ -22,6 +22,7 @@ from tests.faults.rehearsal import IMPATIENT, STEPS, TRAIN
 from tests.run.whole_run import (
     Ended,
     logs_of,
+    not_ended_without_a_key,
     nothing_bills,
     reached_every_way,
     result,
@@ -225,21 +226,10 @@ def test_credit_that_runs_out_in_the_middle_ends_the_run(rehearsal: VastRehearsa
 
 @pytest.mark.slow
 def test_a_key_that_is_refused_meanwhile_is_no_proof_of_an_end(rehearsal: VastRehearsal) -> None:
-    """It still bills, and gpuctl says so, and which machine."""
-    code, document, err = rehearsal.gpuctl(
-        "provision", "--provider", "vastai", "--gpu", "RTX-4090", "--yes"
-    )
-    assert code == 0, err
-    name = document["machine"]["name"]
-    rehearsal.cloud.switches.session_expired = True
-    code, document, err = rehearsal.gpuctl("terminate", name, "--yes")
-    assert code == 6, (document, err)
-    assert document["error"]["machine"] == name
-    assert document["error"]["may_bill"] is True
-    assert len(rehearsal.cloud.contracts.books.open()) == 1
-    rehearsal.cloud.switches.session_expired = False
-    code, document, err = rehearsal.gpuctl("terminate", name, "--yes")
-    assert (code, document["receipts"][0]["confirmed"]) == (0, True), err
+    def refuse(now: bool) -> None:
+        rehearsal.cloud.switches.session_expired = now
+
+    not_ended_without_a_key(rehearsal, refuse, lambda: len(rehearsal.cloud.contracts.books.open()))
     nothing_leaked(rehearsal)
 
 

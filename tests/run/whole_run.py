@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,30 @@ def run(rehearsal: Rehearsal, spec: str | None = None, *more: str, seconds: floa
 def result(rehearsal: Rehearsal) -> str:
     """What the job that counts delivered."""
     return (rehearsal.folder / "job/artifacts/result.txt").read_text().strip()
+
+
+def not_ended_without_a_key(
+    rehearsal: Rehearsal, refuse: Callable[[bool], None], left: Callable[[], int]
+) -> None:
+    """Check that a key which is refused meanwhile is no proof: it still bills, and is named.
+
+    Args:
+        refuse: switches the key off, and on again.
+        left: how many machines the cloud's books have.
+    """
+    arguments = ("--provider", rehearsal.provider, "--gpu", "RTX-4090", "--yes")
+    code, document, err = rehearsal.gpuctl("provision", *arguments)
+    assert code == 0, err
+    name = document["machine"]["name"]
+    refuse(True)
+    code, document, err = rehearsal.gpuctl("terminate", name, "--yes")
+    assert code == 6, (document, err)
+    assert document["error"]["machine"] == name
+    assert document["error"]["may_bill"] is True
+    assert left() == 1
+    refuse(False)
+    code, document, err = rehearsal.gpuctl("terminate", name, "--yes")
+    assert (code, document["receipts"][0]["confirmed"]) == (0, True), err
 
 
 def all_released(rehearsal: Rehearsal, ended: Ended) -> None:
