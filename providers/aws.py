@@ -35,6 +35,7 @@ from providers.aws_notes import Notes
 from providers.aws_offers import SPOT
 from providers.aws_types import CPU_TYPES, GPU_TYPES, Kind, quota_of
 from providers.base import (
+    ABSENT,
     Ambiguous,
     Billed,
     Capabilities,
@@ -55,6 +56,7 @@ from providers.base import (
 )
 
 SETTLE_SECONDS = 10.0
+SHOWN_SECONDS = 60.0  # EC2 is eventually consistent; how long it takes nobody says
 POLL_SECONDS = 3.0
 _DEARER = Decimal("1.10")  # than the offer, which a pool may be when nobody set a cap
 _ALIVE = ("pending", "running", "stopping", "stopped", "shutting-down")
@@ -83,7 +85,6 @@ class AwsProvider:
         self.clock = clock
         self._aws = Aws(environ, patience, clock)
         self._notes = Notes(home / "aws", clock)
-        self._young: dict[str, float] = {}  # provider id -> when we launched it
         self._stays: dict[str, aws_billing.Stay] = {}  # of the spot machines that were seen
         self._ended: dict[str, datetime] = {}  # when this process had them ended
         self._histories = aws_billing.Histories(self._aws, clock)
@@ -108,6 +109,7 @@ class AwsProvider:
             gpus=True,
             console=_CONSOLE,
             settle_seconds=SETTLE_SECONDS,
+            shown_seconds=SHOWN_SECONDS,
             poll_seconds=POLL_SECONDS,
         )
 
@@ -241,7 +243,6 @@ class AwsProvider:
 
     def _launched(self, row: Mapping[str, Any], order: Order, region: str, market: str) -> Machine:
         machine = self._read(row, region)
-        self._young[machine.provider_id] = self.clock.monotonic()
         if machine.spot != (market == SPOT):
             with suppress(ProviderError):  # whoever is told of the doubt asks again
                 self.destroy(machine.provider_id)
@@ -266,17 +267,15 @@ class AwsProvider:
     # ------------------------------------------------------------------ reading
 
     def get(self, provider_id: str) -> Machine:
-        """The machine now. One that we launched a moment ago is never absent."""
+        """The machine now."""
         region, instance_id = split(provider_id)
         try:
             with said(f"AWS did not describe {provider_id}"):
                 found = self._aws.ec2(region).describe_instances(InstanceIds=[instance_id])
         except NotFound:
-            self._doubt(provider_id)
             raise NotFound(f"AWS knows no machine {instance_id} in {region}.") from None
         rows = [row for group in found["Reservations"] for row in group["Instances"]]
         if not rows:
-            self._doubt(provider_id)
             raise NotFound(f"AWS knows no machine {instance_id} in {region}.")
         return self._read(rows[0], region)
 
@@ -299,12 +298,6 @@ class AwsProvider:
         used = (*self._notes.used_regions(), *sorted(self._looked_in))
         return tuple(dict.fromkeys((*self._aws.regions(), *used)))
 
-    def _doubt(self, provider_id: str) -> None:
-        """EC2 may not know yet what it launched. Raises Ambiguous while that can be."""
-        launched = self._young.get(provider_id)
-        if launched is not None and self.clock.monotonic() - launched < SETTLE_SECONDS:
-            raise Ambiguous(f"AWS does not show {provider_id} yet.")
-
     # ------------------------------------------------------------------ the end
 
     def destroy(self, provider_id: str) -> str:
@@ -312,13 +305,12 @@ class AwsProvider:
         try:
             region, instance_id = split(provider_id)
         except NotFound:
-            return "absent already"
+            return ABSENT
         try:
             with said(f"AWS did not end {provider_id}"):
                 ending = self._aws.ec2(region).terminate_instances(InstanceIds=[instance_id])
         except NotFound:
-            self._doubt(provider_id)
-            return "absent already"
+            return ABSENT
         self._ended.setdefault(provider_id, self.clock.now())
         try:
             aws_leftovers.cancel_request_of(self._aws, region, instance_id)

@@ -325,10 +325,14 @@ class Capabilities:
     console_note: str = ""  # what a person must mind there
     bill_step_seconds: float | None = None  # what it begins of so much it charges; None: a second
     settle_seconds: float = 30  # after this long a listing shows what happened before
+    shown_seconds: float = 0  # for this long a cloud may deny what it has made
     poll_seconds: float = 5  # how often asking about one machine is polite
 
 
 # ----------------------------------------------------------------------- interface
+
+
+ABSENT = "absent already"  # what `Provider.destroy` answers for a machine that is not known
 
 
 @runtime_checkable
@@ -373,9 +377,10 @@ class Provider(Protocol):
         """Every machine of the account that can cost money, marked or not. Never partial."""
 
     def destroy(self, provider_id: str) -> str:
-        """Ask for the end. Idempotent: already absent counts as accepted.
+        """Ask for the end. Idempotent: what is absent already counts as accepted.
 
-        Returns the provider's answer in a few words. Looks nothing up first.
+        Returns the provider's answer in a few words: `ABSENT` where it knows no such machine,
+        which proves nothing. Looks nothing up first.
         """
 
     def leftovers(self) -> Sequence[Leftover]:

@@ -20,6 +20,7 @@ from typing import Any
 
 from providers import hetzner_boot, hetzner_servers
 from providers.base import (
+    ABSENT,
     Ambiguous,
     Billed,
     Capabilities,
@@ -298,7 +299,7 @@ class HetznerProvider:
     def destroy(self, provider_id: str) -> str:
         """Delete the server, whatever its state."""
         if not _is_number(provider_id):
-            return "absent already"
+            return ABSENT
         try:
             return self._delete(provider_id)
         except Refusal as refusal:
@@ -313,7 +314,7 @@ class HetznerProvider:
             said = self._api.write("DELETE", f"/servers/{provider_id}")
         except Refusal as refusal:
             if refusal.code == "not_found":
-                return "absent already"
+                return ABSENT
             raise
         self._actions.pop(provider_id, None)
         self._deleted.add(provider_id)

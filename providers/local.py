@@ -27,6 +27,7 @@ from providers import (
     processes,
 )
 from providers.base import (
+    ABSENT,
     Ambiguous,
     Billed,
     Capabilities,
@@ -266,7 +267,7 @@ class LocalProvider:
         """End every process of the machine, write the books, remove its folder."""
         if not ID.match(provider_id) or not self._account.folder(provider_id).exists():
             self._readable()
-            return "absent already"
+            return ABSENT
         try:
             self._account.end(provider_id, "destroyed")
         except StillAlive as error:

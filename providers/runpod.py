@@ -21,6 +21,7 @@ from typing import Any
 from providers import runpod_credentials as credentials
 from providers import runpod_offers as catalogue
 from providers.base import (
+    ABSENT,
     Ambiguous,
     AuthFailed,
     Billed,
@@ -53,7 +54,7 @@ _BILLING = "/v2/billing/pods"
 _OURS = re.compile(r"^gpuctl-[a-z0-9-]+-[0-9a-f]{6}-[0-9a-f]{8}$")
 _ID = re.compile(r"^[A-Za-z0-9_-]+$")
 _VOLUME_MONTH = Decimal("0.07")  # USD a GB below 1 TB; docs.runpod.io, 2026-08
-_SHOWN_AFTER = timedelta(seconds=60)  # new pods have been answered with 404
+SHOWN_SECONDS = 60.0  # new pods have been answered with 404
 _SOON = timedelta(seconds=10)
 _SUSPICIOUS = 2  # refusals in a row after which the account's money is looked at
 
@@ -70,7 +71,6 @@ class RunpodProvider:
         self._ssh_port = credentials.ssh_port(environ)
         self._client: RunpodClient | None = None
         self._refused = 0  # creates in a row that found no capacity
-        self._unseen: dict[str, datetime] = {}  # when this process made what it never saw since
         self._ended: dict[str, datetime] = {}  # when it had them deleted
         self._logs = Logs(clock)
         # Many machines are ended side by side, and quotas are small.
@@ -103,6 +103,7 @@ class RunpodProvider:
             gpus=True,
             console="https://console.runpod.io/pods?id={id}",
             settle_seconds=10,
+            shown_seconds=SHOWN_SECONDS,
             poll_seconds=5,
         )
 
@@ -153,9 +154,7 @@ class RunpodProvider:
         if not 200 <= answer.status < 300:
             raise self._why(refusal(f"to create {order.name}", answer))
         self._refused = 0
-        made = self._machine(answer)
-        self._unseen[made.provider_id] = self._clock.now()
-        return made
+        return self._machine(answer)
 
     def _why(self, refused: ProviderError) -> ProviderError:
         """Look behind a second "no instances" in a row: a spend cap answers the same."""
@@ -180,7 +179,6 @@ class RunpodProvider:
             raise NotFound(f"RunPod has no pod {provider_id}.")
         if answer.status != 200:
             raise read_refusal(f"GET {path}", answer)
-        self._unseen.pop(provider_id, None)
         return self._with_hope(self._machine(answer))
 
     def _with_hope(self, machine: Machine) -> Machine:
@@ -196,10 +194,7 @@ class RunpodProvider:
 
     def list(self) -> Sequence[Machine]:
         """Every pod of the account, those of clusters too."""
-        found = [machine_of(pod, self._root, self._ssh_port) for pod in self._pods()]
-        for machine in found:
-            self._unseen.pop(machine.provider_id, None)
-        return found
+        return [machine_of(pod, self._root, self._ssh_port) for pod in self._pods()]
 
     def _all_pods(self) -> Sequence[Mapping[str, Any]]:
         return self._api.all_of("/v2/pods", "pods", {"includeClusterPods": "true"})
@@ -215,24 +210,16 @@ class RunpodProvider:
     # ------------------------------------------------------------------ the end
 
     def destroy(self, provider_id: str) -> str:
-        """Delete the pod. That it is unknown counts as accepted, and proves nothing.
-
-        Raises:
-            Ambiguous: this process has just made it; RunPod may not know it yet.
-        """
+        """Delete the pod."""
         path = _path(provider_id)
         if path is None:
-            return "no pod can have that id"
+            return ABSENT
         answer = self._api.change("DELETE", path)
         if 200 <= answer.status < 300:
             self._ended[provider_id] = self._clock.now()
-            self._unseen.pop(provider_id, None)
             return f"{answer.status} deleted"
         if answer.status == 404 and isinstance(answer.body, Mapping):
-            made = self._unseen.get(provider_id)
-            if made is not None and self._clock.now() - made < _SHOWN_AFTER:
-                raise Ambiguous(f"RunPod does not know {provider_id} yet, which it has just made.")
-            return "404 absent already"
+            return ABSENT
         raise refusal(f"to delete {provider_id}", answer)
 
     def leftovers(self) -> Sequence[Leftover]:

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 from providers import ssh_claims as claims
 from providers import ssh_offers
 from providers.base import (
+    ABSENT,
     Ambiguous,
     AuthFailed,
     Billed,
@@ -248,10 +249,10 @@ class SshProvider:
         try:
             host, name = self._split(provider_id)
         except NotFound:
-            return "absent already"
+            return ABSENT
         said = self._ask(host, {"do": "end", "name": name}, _END_SECONDS)
         self.book.close(host.name, name)
-        return "ended and removed" if said["ended"] else "absent already"
+        return "ended and removed" if said["ended"] else ABSENT
 
     def leftovers(self) -> Sequence[Leftover]:
         """Folders of machines that do not have their host."""

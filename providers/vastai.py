@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from providers import vastai_boot, vastai_keys, vastai_market, vastai_offers
 from providers.base import (
+    ABSENT,
     Ambiguous,
     Billed,
     Capabilities,
@@ -59,13 +60,13 @@ DEFAULT_IMAGE = "vastai/pytorch:@vastai-automatic-tag"
 """Vast.ai's own PyTorch image; the tag is chosen there to fit the host's driver."""
 
 SETTLE_SECONDS = 30.0
+SHOWN_SECONDS = 60.0  # new instances show up late
 POLL_SECONDS = 10.0
 PACE_FACTOR = 1.0
 
 _SEARCH = "/api/v0/bundles/"
 _DEARER = Decimal("1.1")  # than quoted: not what was agreed to, where there is no cap
 _LOOKS_BACK = 2
-_SHOWN_AFTER = timedelta(seconds=60)  # new instances show up late
 _CHARGES_SECONDS = 10.0  # so long an answer about all of them serves
 _CHARGED_LATE = timedelta(seconds=30)  # a charge that ends earlier than that is not all of it
 
@@ -97,7 +98,6 @@ class VastProvider:
         self._charges = RecentAnswer(
             lambda: charges(self._client, self.clock.now()), clock, _CHARGES_SECONDS
         )
-        self._unseen: dict[str, datetime] = {}  # when this process made what it never saw since
         self._ended: dict[str, datetime] = {}  # when this process had them destroyed
 
     @classmethod
@@ -123,6 +123,7 @@ class VastProvider:
             gpus=True,
             console="https://cloud.vast.ai/instances/",
             settle_seconds=SETTLE_SECONDS,
+            shown_seconds=SHOWN_SECONDS,
             poll_seconds=POLL_SECONDS,
         )
 
@@ -226,8 +227,6 @@ class VastProvider:
             # Seen together with an instance that was made all the same.
             raise Ambiguous(f"It may have been made all the same: {limited}") from limited
         id = _new_contract(answer)
-        if id is not None:
-            self._unseen[id] = self.clock.now()
         if succeeded(answer) and id is not None:
             return id
         error = refusal(f"to rent offer {ask}", answer)
@@ -280,7 +279,6 @@ class VastProvider:
             raise NotFound(f"Vast.ai has no instance {provider_id}.")
         if not isinstance(row, dict) or not row.get("id"):
             raise Ambiguous(f"Vast.ai described {provider_id} in a shape that nobody knows.")
-        self._unseen.pop(provider_id, None)
         found = self._machine(row)
         if found.state is State.READY:
             self._keys.attach_if_missing(provider_id)
@@ -288,10 +286,7 @@ class VastProvider:
 
     def list(self) -> Sequence[Machine]:
         """Every instance of the account; stopped ones too, for they bill."""
-        found = [self._machine(row) for row in self._listing()]
-        for one in found:
-            self._unseen.pop(one.provider_id, None)
-        return found
+        return [self._machine(row) for row in self._listing()]
 
     def _machine(self, row: Row) -> Machine:
         return machine(
@@ -305,22 +300,14 @@ class VastProvider:
     # ------------------------------------------------------------------ ending
 
     def destroy(self, provider_id: str) -> str:
-        """Ask for the end, of the disk too. An instance that is merely stopped bills on.
-
-        Raises:
-            Ambiguous: this process has just made it; Vast.ai may not know it yet.
-        """
+        """Ask for the end, of the disk too. An instance that is merely stopped bills on."""
         path = f"/api/v0/instances/{quote(provider_id, safe='')}/"
         answer = self._client.write("DELETE", "destroy", path, {})
         if succeeded(answer):
             self._ended[provider_id] = self.clock.now()
-            self._unseen.pop(provider_id, None)
             return "200 destroyed"
         if is_absence(answer):
-            made = self._unseen.get(provider_id)
-            if made is not None and self.clock.now() - made < _SHOWN_AFTER:
-                raise Ambiguous(f"Vast.ai does not know {provider_id} yet, which it has just made.")
-            return f"{answer.status} absent already"
+            return ABSENT
         raise refusal(f"to destroy {provider_id}", answer)
 
     def leftovers(self) -> Sequence[Leftover]:

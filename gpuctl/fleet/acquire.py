@@ -28,7 +28,7 @@ from gpuctl.fleet.keeper import Keeper
 from gpuctl.fleet.presence import prove_absent
 from gpuctl.fleet.release import release
 from gpuctl.fleet.spend_cap import check_spending
-from gpuctl.fleet.under_way import seconds_under_way
+from gpuctl.fleet.under_way import said_under_way, seconds_under_way
 from gpuctl.ledger import MachineRow
 from gpuctl.names import new_machine_name
 from gpuctl.remote.keys import public_key
@@ -131,13 +131,17 @@ def settle(fleet: Fleet, row: MachineRow) -> Machine | None:
         MayStillBill: neither could be shown; the row stays open.
     """
     provider = fleet.provider(row.provider)
-    settle_seconds = provider.capabilities.settle_seconds
+    left = seconds_under_way(row, provider.capabilities, fleet.clock)
+    if left > 0:
+        fleet.say(said_under_way(row, left))
+    appears_by = fleet.clock.monotonic() + left
     proof = prove_absent(
         provider,
         row.name,
         row.provider_id,
         fleet.clock,
-        deadline=fleet.clock.monotonic() + max(_SETTLE_ROUNDS * settle_seconds, 5),
+        deadline=appears_by + max(_SETTLE_ROUNDS * provider.capabilities.settle_seconds, 5),
+        not_before=appears_by,
         until_seen=True,
     )
     if proof.machine is not None:
@@ -152,12 +156,6 @@ def settle(fleet: Fleet, row: MachineRow) -> Machine | None:
             access=access_facts(found.access),
         )
         return found
-    if proof.absent and seconds_under_way(row, provider.capabilities, fleet.clock.now()) > 0:
-        raise MayStillBill(
-            f"{provider.name} was asked to create {row.name} and may still be at it",
-            machine=row.name,
-            next=f"Run `gpuctl terminate {row.name}`; until it is settled nothing else is rented.",
-        )
     if proof.absent:
         _swept(provider, row)
         fleet.ledger.record(

@@ -28,7 +28,7 @@ def ticks(lease_left: float, hard_left: float, clock: Clock) -> Mapping[str, obj
 
 
 def by_this_clock(row: MachineRow, clock: Clock) -> MachineRow:
-    """Return a row whose lease and hard end are as far from now as they truly are.
+    """Return a row whose lease, hard end and intent are as far from now as they truly are.
 
     The moments in it are those of the wall clock as it goes now, however it went before.
     """
@@ -37,10 +37,12 @@ def by_this_clock(row: MachineRow, clock: Clock) -> MachineRow:
     if kept is None or boot == NO_BOOT or kept.get("boot") != boot:
         return row
     now, passed = clock.now(), clock.monotonic()
+    hard_end = _moment(now, float(kept["hard_end"]) - passed, row.hard_end)
     return replace(
         row,
         lease_until=_moment(now, float(kept["lease_until"]) - passed, row.lease_until),
-        hard_end=_moment(now, float(kept["hard_end"]) - passed, row.hard_end),
+        hard_end=hard_end,
+        intended_at=row.intended_at + (hard_end - row.hard_end),
     )
 
 

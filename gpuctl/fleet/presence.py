@@ -128,10 +128,13 @@ class Absence:
 
     Args:
         settle_seconds: of the provider's listing.
+        not_before: on the clock's ``monotonic()``; a look that began earlier and saw nothing
+            proves nothing, for until then the machine may only not be shown yet.
     """
 
-    def __init__(self, settle_seconds: float) -> None:
+    def __init__(self, settle_seconds: float, not_before: float = 0.0) -> None:
         self._settle = settle_seconds
+        self._not_before = not_before
         self._since = 0.0
         self.confirmed_by: tuple[Confirmation, ...] = ()
 
@@ -152,7 +155,9 @@ class Absence:
             began, ended: when it did, on the clock's ``monotonic()``.
         """
         if sighting.machine is not None:
-            self.confirmed_by = ()
+            self.confirmed_by, self._not_before = (), 0.0
+        elif began < self._not_before:
+            return
         elif not self.confirmed_by:
             self.confirmed_by, self._since = (sighting.confirmation(),), ended
         elif not self.proven and began - self._since >= self._settle:
@@ -181,6 +186,7 @@ def prove_absent(
     clock: Clock,
     *,
     deadline: float,
+    not_before: float = 0.0,
     again: Callable[[], None] = lambda: None,
     until_seen: bool = False,
 ) -> Proof:
@@ -188,11 +194,12 @@ def prove_absent(
 
     Args:
         deadline: on ``clock.monotonic()``.
+        not_before: see `Absence`.
         again: called whenever the machine is still there (to ask once more for its end).
         until_seen: stop as soon as the machine is seen alive.
     """
     capabilities = provider.capabilities
-    absence = Absence(capabilities.settle_seconds)
+    absence = Absence(capabilities.settle_seconds, not_before)
     error: ProviderError | None = None
     pause = capabilities.poll_seconds
     seen: Machine | None = None

@@ -9,6 +9,7 @@ from gpuctl.errors import GpuctlError, RemoteError
 from gpuctl.fleet.access import access_facts, as_machine
 from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.ssh_config import follow_ledger
+from gpuctl.fleet.under_way import seconds_under_way
 from gpuctl.ledger import MachineRow
 from gpuctl.remote.connection import Connection
 from gpuctl.remote.keys import key_path
@@ -67,7 +68,7 @@ def make_ready(
     """
     provider = fleet.provider(row.provider)
     began = fleet.clock.monotonic()
-    machine = _booted(fleet, provider, machine, began + boot_seconds, check)
+    machine = _booted(fleet, provider, row, machine, began + boot_seconds, check)
     booted = fleet.clock.monotonic()
     answer = _answering(fleet, machine, booted + answer_seconds, check)
     steps = {"boot": booted - began, **answer.steps}
@@ -118,11 +119,12 @@ def reopen(fleet: Fleet, row: MachineRow) -> Ready:
 def _booted(
     fleet: Fleet,
     provider: Provider,
+    row: MachineRow,
     machine: Machine,
     deadline: float,
     check: Callable[[], None],
 ) -> Machine:
-    said = None
+    said, shown = None, False
     while True:
         check()
         if machine.state is State.READY and machine.access is not None:
@@ -144,11 +146,12 @@ def _booted(
             )
         fleet.clock.sleep(provider.capabilities.poll_seconds)
         try:
-            machine = provider.get(machine.provider_id)
+            machine, shown = provider.get(machine.provider_id), True
         except NotFound as gone:
-            raise NotReady(
-                f"{machine.name} vanished while it was booting", machine=machine.name
-            ) from gone
+            if shown or seconds_under_way(row, provider.capabilities, fleet.clock) <= 0:
+                raise NotReady(
+                    f"{machine.name} vanished while it was booting", machine=machine.name
+                ) from gone
         except ProviderError as error:
             fleet.say(f"{machine.name}: {provider.name} did not answer ({error}); asking again")
 

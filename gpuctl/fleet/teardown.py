@@ -27,9 +27,10 @@ from gpuctl.fleet.presence import (
 )
 from gpuctl.fleet.receipt import Receipt
 from gpuctl.fleet.ssh_config import follow_ledger
-from gpuctl.fleet.under_way import seconds_under_way
+from gpuctl.fleet.under_way import said_under_way, seconds_under_way
 from gpuctl.ledger import MachineRow
 from providers.base import (
+    ABSENT,
     Ambiguous,
     AuthFailed,
     Machine,
@@ -56,7 +57,6 @@ class _Case:
     absence: Absence
     outcome: Future[Receipt] = field(default_factory=Future)
     accepted: float | None = None  # when its end was; a look that began before proves nothing
-    arrives_by: float = 0.0  # when its create, if nobody heard of it, is not under way any more
     push_at: float = 0.0  # when its end is asked for again, if it is still there
     patience: float = 0.0
     seen: Machine | None = None
@@ -99,6 +99,7 @@ class Teardown:
         self._unanswered = 0  # of them, and of those being asked: not accepted yet
         self._over = False
         self._deadline: float | None = None  # of the proofs; set when all were asked
+        self._latest = 0.0  # when the last one must have shown itself
         self._looked = self._clock.monotonic()
         self._pause = self._capabilities.poll_seconds
 
@@ -116,8 +117,7 @@ class Teardown:
                 else:
                     case.trouble = note(self._fleet, "destroy_asked", case.row.name, why=self._why)
                     case.accepted = self._clock.monotonic()
-                    left = seconds_under_way(case.row, self._capabilities, self._clock.now())
-                    case.arrives_by = case.accepted + left
+                    self._may_be_under_way(case)
             if len(self._cases) > 1:
                 for _ in range(min(len(self._cases), _AT_ONCE)):
                     # Daemons: somebody who presses Ctrl-C again does not want to wait.
@@ -163,6 +163,8 @@ class Teardown:
         try:
             self._note(case, "destroy_asked", why=self._why)
             answer = self._accepted(case)
+            if answer == ABSENT and case.seen is None:
+                self._may_be_under_way(case)
             self._note(case, "destroy_accepted", answer=answer)
             with self._changed:
                 case.accepted = self._clock.monotonic()
@@ -184,7 +186,7 @@ class Teardown:
             try:
                 return self._provider.destroy(case.provider_id)
             except NotFound:
-                return "already absent"
+                return ABSENT
             except (Ambiguous, RateLimited) as error:
                 # No answer, or too many requests: asking again is safe, destroy is idempotent.
                 left = deadline - self._clock.monotonic()
@@ -195,6 +197,16 @@ class Teardown:
                 pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
             except ProviderError as error:
                 raise self._doubt(case).refused(error) from error
+
+    def _may_be_under_way(self, case: _Case) -> None:
+        """Believe no look that comes before a machine that nobody has seen must have shown."""
+        left = seconds_under_way(case.row, self._capabilities, self._clock)
+        if left > 0:
+            self._fleet.say(said_under_way(case.row, left))
+        appears_by = self._clock.monotonic() + left
+        with self._changed:
+            case.absence = Absence(self._capabilities.settle_seconds, appears_by)
+            self._latest = max(self._latest, appears_by)
 
     def _push(self, case: _Case) -> None:
         """Ask once more for the end of a machine that is still there; the next look decides."""
@@ -221,7 +233,8 @@ class Teardown:
             while self._unanswered and not (self._waits_for_proof() and self._long_ago()):
                 self._changed.wait(_TICK_SECONDS)
             if not self._unanswered and self._deadline is None:
-                self._deadline = self._clock.monotonic() + self._deadline_seconds
+                began = max(self._clock.monotonic(), self._latest)
+                self._deadline = began + self._deadline_seconds
         return any(case.open for case in self._cases)
 
     def _long_ago(self) -> bool:
@@ -260,8 +273,6 @@ class Teardown:
 
     def _take(self, case: _Case, sighting: Sighting, began: float, ended: float) -> None:
         case.error, case.seen = None, sighting.machine
-        if case.seen is None and began < case.arrives_by:
-            return
         case.absence.take(sighting, began, ended)
         if case.seen is None:
             return

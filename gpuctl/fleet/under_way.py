@@ -1,26 +1,38 @@
-"""Whether a create call may still take effect although nobody waits for its answer any more."""
+"""Whether a machine may still appear that its cloud does not show."""
 
 from __future__ import annotations
 
-from datetime import datetime
-
+from gpuctl.fleet.deadlines import by_this_clock
 from gpuctl.ledger import MachineRow
-from providers.base import Capabilities
+from providers.base import Capabilities, Clock
 
 CREATE_SECONDS = 75.0
 """No provider's create call waits longer than this for its answer, connecting included."""
 
 
-def seconds_under_way(row: MachineRow, provider: Capabilities, now: datetime) -> float:
-    """Return for how many seconds the create of a machine may still be on its way. Pure.
+def seconds_under_way(row: MachineRow, provider: Capabilities, clock: Clock) -> float:
+    """Return for how many seconds a machine that nobody has seen yet may still appear.
 
-    A process that is killed in the middle of its create call leaves a request behind that the
-    cloud may be working on: until it is surely over, not being listed proves nothing. A call that
-    came back, whatever it said, is over; on this computer it ends with its process.
+    Until then it proves nothing that its cloud does not show it:
+
+    - A process that is killed in the middle of its create call leaves a request behind that the
+      cloud may be working on. A call that came back, whatever it said, is over.
+    - Some clouds deny for a while what they have made (`Capabilities.shown_seconds`).
+
+    On this computer a create ends with its process, and what is made is there.
     """
-    heard = row.provider_id is not None or row.in_doubt or row.closed
-    if heard or provider.kind == "local":
+    if row.closed or row.ready_at is not None or provider.kind == "local":
         return 0.0
-    since = (now - row.intended_at).total_seconds()
-    # A clock that was set back tells nothing; waiting for it would take as long as it jumped.
-    return CREATE_SECONDS - since if 0 <= since < CREATE_SECONDS else 0.0
+    if row.in_doubt or (row.provider_id is not None and not provider.shown_seconds):
+        return provider.shown_seconds
+    # When it was made only the cloud's clock tells, and that is not ours; when it was meant, ours.
+    since = (clock.now() - by_this_clock(row, clock).intended_at).total_seconds()
+    limit = CREATE_SECONDS + provider.shown_seconds
+    return min(max(limit - since, 0.0), limit)
+
+
+def said_under_way(row: MachineRow, seconds: float) -> str:
+    """Return what to tell somebody who has to wait for that."""
+    return (
+        f"{row.name}: {row.provider} may not show it yet; looking for it for {seconds:.0f} s more"
+    )

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 from providers.base import (
+    ABSENT,
     Ambiguous,
     Billed,
     Capabilities,
@@ -66,6 +67,7 @@ class Faults:
     list: list[ProviderError] = field(default_factory=list)
     get_says_absent: int = 0  # 404 while it lives
     list_lag_seconds: float = 0  # a new machine shows up that much later
+    denied_seconds: float = 0  # what is made now is known to no call for so long, not even its end
     leftover: bool = False  # every machine leaves a volume behind
 
 
@@ -82,8 +84,10 @@ class MemoryCloud:
         self.calls: list[str] = []
         self.rented = 0
         self.settle_seconds = settle_seconds
+        self.shown_seconds = 0.0
         self.credentials = True
         self._billed: dict[str, Decimal] = {}
+        self._denied_until: dict[str, float] = {}
 
     @property
     def capabilities(self) -> Capabilities:
@@ -96,6 +100,7 @@ class MemoryCloud:
             gpus=True,
             console="https://memory.example/machines/{id}",
             settle_seconds=self.settle_seconds,
+            shown_seconds=self.shown_seconds,
             poll_seconds=1,
         )
 
@@ -146,6 +151,9 @@ class MemoryCloud:
             created_at=self.clock.now(),
         )
         self.machines[machine.provider_id] = machine
+        if self.faults.denied_seconds:
+            until = self.clock.monotonic() + self.faults.denied_seconds
+            self._denied_until[machine.provider_id] = until
         if self.faults.leftover:
             volume = Leftover(self.name, "volume", f"v{self.rented}", order.name, order.mark)
             self.volumes[volume.id] = volume
@@ -161,7 +169,7 @@ class MemoryCloud:
         if self.faults.get_says_absent > 0:
             self.faults.get_says_absent -= 1
             raise NotFound(f"there is no {provider_id}")
-        if provider_id in self.machines:
+        if self._knows(provider_id):
             return self.machines[provider_id]
         if provider_id in self.ended:
             return self.ended[provider_id]
@@ -175,18 +183,25 @@ class MemoryCloud:
         return [
             m
             for m in self.machines.values()
-            if m.created_at is None or self.clock.now() - m.created_at >= late
+            if (m.created_at is None or self.clock.now() - m.created_at >= late)
+            and self._knows(m.provider_id)
         ]
 
     def destroy(self, provider_id: str) -> str:
         self.calls.append(f"destroy {provider_id}")
         if self.faults.destroy:
             raise self.faults.destroy.pop(0)
+        if not self._knows(provider_id):
+            return ABSENT
         if self.faults.destroy_ignored > 0:
             self.faults.destroy_ignored -= 1
             return "202 accepted"
-        self.machines.pop(provider_id, None)
+        del self.machines[provider_id]
         return "204"
+
+    def _knows(self, provider_id: str) -> bool:
+        denied_until = self._denied_until.get(provider_id, 0.0)
+        return provider_id in self.machines and self.clock.monotonic() >= denied_until
 
     def leftovers(self) -> Sequence[Leftover]:
         return list(self.volumes.values())

@@ -18,7 +18,10 @@ class AwsRehearsal(Rehearsal):
 
     cloud: AwsCloud = field(kw_only=True)
     provider = "aws"
-    hasty = "from providers import aws; aws.SETTLE_SECONDS, aws.POLL_SECONDS = 1.0, 0.3"
+    hasty = (
+        "from providers import aws; "
+        "aws.SETTLE_SECONDS, aws.SHOWN_SECONDS, aws.POLL_SECONDS = 1.0, 2.0, 0.3"
+    )
 
     def machine_processes(self) -> list[int]:
         return []  # those of an instance that has ended are gone with its namespace

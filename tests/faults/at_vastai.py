@@ -14,7 +14,8 @@ from tests.faults.rehearsal import Rehearsal
 QUICK = Times(provision=0.1, load=0.2, sshd=0.2)
 _HASTY = (
     "from providers import vastai; "
-    "vastai.SETTLE_SECONDS, vastai.POLL_SECONDS, vastai.PACE_FACTOR = 1.0, 0.3, 0.0"
+    "vastai.SETTLE_SECONDS, vastai.SHOWN_SECONDS = 1.0, 2.0; "
+    "vastai.POLL_SECONDS, vastai.PACE_FACTOR = 0.3, 0.0"
 )
 
 

@@ -55,10 +55,11 @@ _NOT = """\
   twice, a settling period apart, through every call that could show it. A cloud that bills a
   machine which its own API no longer shows cannot be caught by any tool.
 - **A create that takes effect when nobody expects it any more.** A create whose caller died is
-  looked for by its name until 75 s after its intent, which is longer than any create call waits,
-  and then until it was absent twice. One whose answer was lost is looked for until it was absent
-  twice, a settling period apart. Should it show up later still, its own timer or `reap` ends it,
-  which knows it by its mark; until then it bills.
+  looked for by its name for 75 s from its intent on, which is longer than any create call waits.
+  AWS, RunPod and Vast.ai may deny a new machine although they have made it: there it is looked for
+  60 s longer, and so is one whose answer was lost. Only then two absences, a settling period
+  apart, count. Should it show up later still, its own timer or `reap` ends it, which knows it by
+  its mark; until then it bills.
 - **A revoked key.** Nobody can end anything without one. gpuctl exits with 6, names the machine and
   says so; the machine's own timer still ends it where it needs no key of the account.
 - **The real clouds.** The emulations are made from contracts and recorded answers. Nothing here

@@ -48,6 +48,7 @@ from tests.faults.worlds import Computer, Killed, Process
 SEQUENCES = int(os.environ.get("FAULTS_SEQUENCES", "10"))
 OWNERS = ("a1b2c3d4e5f6", "f6e5d4c3b2a1")
 SETTLE = 10.0
+SHOWN = 30.0
 LEASE = 600.0
 CAP = Decimal(2)
 START = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -83,6 +84,7 @@ class Sequences(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         self.clock = HandClock(START)
         self.cloud = MemoryCloud(self.clock, settle_seconds=SETTLE)
+        self.cloud.shown_seconds = SHOWN
         self.computers = [
             Computer(self.folder / f"home{n}", owner, self.cloud, self.clock)
             for n, owner in enumerate(OWNERS)
@@ -222,6 +224,7 @@ class Sequences(RuleBasedStateMachine):
         absent=st.integers(0, 2),
         ignored=st.integers(0, 1),
         lag=st.sampled_from([0.0, 0.0, SETTLE - 2]),
+        denied=st.sampled_from([0.0, 0.0, SHOWN - 1]),
         leftover=st.booleans(),
         price=st.sampled_from([None, None, Decimal(5)]),
     )
@@ -231,7 +234,8 @@ class Sequences(RuleBasedStateMachine):
         faults.create, faults.create_reply_lost, faults.list = create, lost, lists
         faults.get, faults.destroy = rest["gets"], rest["destroys"]
         faults.get_says_absent, faults.destroy_ignored = rest["absent"], rest["ignored"]
-        faults.list_lag_seconds, faults.leftover = rest["lag"], rest["leftover"]
+        faults.list_lag_seconds, faults.denied_seconds = rest["lag"], rest["denied"]
+        faults.leftover = rest["leftover"]
         faults.create_price = rest["price"]
 
     @precondition(lambda self: self.cloud.machines.keys() - self.theirs)
@@ -277,6 +281,7 @@ class Sequences(RuleBasedStateMachine):
                 absent=0,
                 ignored=0,
                 lag=0.0,
+                denied=0.0,
                 leftover=False,
                 price=None,
             )

@@ -14,8 +14,7 @@ from gpuctl.fleet.keeper import Keeper
 from gpuctl.fleet.under_way import CREATE_SECONDS
 from providers.base import Ambiguous, AuthFailed, NoCapacity, Order, PriceChanged
 from tests.clouds.memory_cloud import HandClock, MemoryCloud, no_capacity
-
-NEED = Need(middle="demo", lease_seconds=600, purpose="provision")
+from tests.fleet.conftest import NEED, CutShort
 
 
 def kinds(fleet: Fleet) -> list[str]:
@@ -120,52 +119,41 @@ def test_a_reply_above_the_price_cap_is_ended(
     assert fleet.ledger.machines(open_only=True) == []
 
 
-def test_an_interrupt_in_the_middle_of_the_call_leaves_the_row_open(
-    fleet: Fleet, cloud: MemoryCloud, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+def test_a_create_that_was_cut_short_is_found(
+    fleet: Fleet, cloud: MemoryCloud, cut_short: CutShort
 ) -> None:
-    create = cloud.create
+    found = settle(fleet, cut_short(cloud.create))
+    assert found is not None
+    assert found.provider_id == "m1"
 
-    def pressed(order: Order) -> object:
-        create(order)
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(cloud, "create", pressed)
-    with pytest.raises(KeyboardInterrupt):
-        acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: None)
-    (row,) = fleet.ledger.machines(open_only=True)
-    assert not row.in_doubt  # nobody heard anything: the call may still be on its way
+def test_a_create_that_was_cut_short_may_arrive_while_it_is_looked_for(
+    fleet: Fleet, cloud: MemoryCloud, clock: HandClock, cut_short: CutShort
+) -> None:
+    cloud.faults.denied_seconds = CREATE_SECONDS - 5  # the cloud is that slow
+    row = cut_short(cloud.create)
     found = settle(fleet, row)
     assert found is not None
     assert found.provider_id == "m1"
 
 
-def test_a_create_whose_caller_is_gone_may_still_arrive(
-    fleet: Fleet,
-    cloud: MemoryCloud,
-    clock: HandClock,
-    keeper: Keeper,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_create_that_was_cut_short_and_never_arrived_is_absent_in_the_end(
+    fleet: Fleet, clock: HandClock, cut_short: CutShort
 ) -> None:
-    orders: list[Order] = []
+    row = cut_short(lambda _: None)
+    assert settle(fleet, row) is None
+    assert clock.now() - row.intended_at >= timedelta(seconds=CREATE_SECONDS)
 
-    def killed(order: Order) -> object:
-        orders.append(order)
-        raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(cloud, "create", killed)
-        for _ in range(2):
-            with pytest.raises(KeyboardInterrupt):
-                acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: None)
-    late, never = fleet.ledger.machines(open_only=True)
-    with pytest.raises(MayStillBill, match="may still be at it"):
-        settle(fleet, late)
-    cloud.create(orders[0])
-    found = settle(fleet, late)
-    assert found is not None
-    assert found.provider_id == "m1"
-    clock.pass_time(CREATE_SECONDS)
-    assert settle(fleet, never) is None
+def test_a_cloud_may_deny_for_a_while_what_it_has_made(
+    fleet: Fleet, cloud: MemoryCloud, keeper: Keeper
+) -> None:
+    """The reply was lost, and two settling periods pass before the machine is shown."""
+    cloud.shown_seconds = 60
+    cloud.faults.denied_seconds = 50
+    cloud.faults.create_reply_lost = 1
+    row, machine = acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: None)
+    assert row.provider_id == machine.provider_id == "m1"
 
 
 def test_the_lease_never_outlives_the_hard_end(

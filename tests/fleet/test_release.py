@@ -9,16 +9,15 @@ from pathlib import Path
 import pytest
 
 from gpuctl.errors import LedgerError, MayStillBill
-from gpuctl.fleet.acquire import Need, acquire
+from gpuctl.fleet.acquire import acquire
 from gpuctl.fleet.context import Fleet
 from gpuctl.fleet.keeper import Keeper
 from gpuctl.fleet.release import release, release_all
 from gpuctl.fleet.under_way import CREATE_SECONDS
 from gpuctl.ledger import MachineRow
-from providers.base import Ambiguous, AuthFailed, Order
+from providers.base import Ambiguous, AuthFailed
 from tests.clouds.memory_cloud import HandClock, MemoryCloud
-
-NEED = Need(middle="demo", lease_seconds=600, purpose="provision")
+from tests.fleet.conftest import NEED, CutShort
 
 
 @pytest.fixture
@@ -59,25 +58,11 @@ def test_releasing_twice_gives_the_same_receipt(
 
 
 def test_a_create_that_was_cut_short_may_arrive_after_two_absences(
-    fleet: Fleet,
-    cloud: MemoryCloud,
-    clock: HandClock,
-    keeper: Keeper,
-    monkeypatch: pytest.MonkeyPatch,
+    fleet: Fleet, cloud: MemoryCloud, clock: HandClock, cut_short: CutShort
 ) -> None:
     """Found by the crash matrix: kill -9 while the cloud was at it, and then `reap`."""
-    create = cloud.create
-
-    def killed(order: Order) -> object:
-        create(order)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(cloud, "create", killed)
-        with pytest.raises(KeyboardInterrupt):
-            acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: None)
+    open_row = cut_short(cloud.create)
     cloud.faults.list_lag_seconds = 4 * cloud.settle_seconds  # the cloud is that slow
-    [open_row] = fleet.ledger.machines(open_only=True)
     receipt = release(fleet, open_row, why="test")
     assert receipt.provider_id == "m1"
     assert cloud.books() == (1, 0, 0)
@@ -85,25 +70,47 @@ def test_a_create_that_was_cut_short_may_arrive_after_two_absences(
 
 
 def test_a_create_that_never_left_is_closed_when_it_cannot_be_under_way_any_more(
-    fleet: Fleet,
-    cloud: MemoryCloud,
-    clock: HandClock,
-    keeper: Keeper,
-    monkeypatch: pytest.MonkeyPatch,
+    fleet: Fleet, cut_short: CutShort
 ) -> None:
-    def killed(order: Order) -> object:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(cloud, "create", killed)
-        with pytest.raises(KeyboardInterrupt):
-            acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: None)
-    [open_row] = fleet.ledger.machines(open_only=True)
+    open_row = cut_short(lambda _: None)
     receipt = release(fleet, open_row, why="test")
     assert (receipt.provider_id, receipt.cost_usd) == (None, 0)
     first, second = receipt.confirmed_by
     assert first.at - open_row.intended_at >= timedelta(seconds=CREATE_SECONDS)
     assert second.at > first.at
+
+
+def test_a_new_machine_that_its_cloud_denies_is_ended_when_it_shows_up(
+    fleet: Fleet, cloud: MemoryCloud, keeper: Keeper
+) -> None:
+    """By whoever ends it: after a kill -9 that is another process than the one that made it."""
+    cloud.shown_seconds = 60
+    cloud.faults.denied_seconds = 50
+    row, _ = acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: None)
+    receipt = release(fleet, row, why="test")
+    assert receipt.confirmed
+    assert cloud.books() == (1, 0, 0)
+
+
+def test_a_new_machine_that_never_shows_up_is_absent_when_it_must_have_been_shown(
+    fleet: Fleet, cloud: MemoryCloud, clock: HandClock, keeper: Keeper
+) -> None:
+    cloud.shown_seconds = 60
+    row, machine = acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: None)
+    del cloud.machines[machine.provider_id]
+    receipt = release(fleet, row, why="test")
+    assert row.created_at is not None
+    assert receipt.confirmed_by[0].at - row.created_at >= timedelta(seconds=60)
+
+
+def test_a_machine_that_its_cloud_knows_is_not_waited_for(
+    fleet: Fleet, cloud: MemoryCloud, clock: HandClock, keeper: Keeper
+) -> None:
+    cloud.shown_seconds = 60
+    row, _ = acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: None)
+    assert release(fleet, row, why="test").confirmed
+    assert row.created_at is not None
+    assert clock.now() - row.created_at < timedelta(seconds=2 * cloud.settle_seconds)
 
 
 def test_a_404_while_it_lives_is_not_believed(

@@ -11,7 +11,7 @@ import pytest
 
 from providers.aws import AwsProvider
 from providers.aws_client import Patience
-from providers.base import Ambiguous, NotFound, ProviderError, RateLimited, State, Want
+from providers.base import ABSENT, Ambiguous, NotFound, ProviderError, RateLimited, State, Want
 from tests.clouds.aws_cloud import AwsCloud
 from tests.clouds.aws_cloud.cloud import KEY, SECRET
 from tests.clouds.aws_cloud.wire import form, refusal, throttled
@@ -36,19 +36,6 @@ def client_of(cloud: AwsCloud, service: str = "ec2", region: str = "us-east-1") 
 # ------------------------------------------------------------------ eventual consistency
 
 
-def test_a_new_machine_that_is_not_shown_yet_is_neither_absent_nor_ended(account: Account) -> None:
-    account.cloud.rentals.times.unseen = 8
-    machine = account.provider.create(order(spot(account)))
-    assert account.provider.list() == []
-    for look in (account.provider.get, account.provider.destroy):
-        with pytest.raises(Ambiguous, match="yet"):
-            look(machine.provider_id)
-    account.clock.pass_time(9)
-    assert [one.name for one in account.provider.list()] == [machine.name]
-    assert account.provider.destroy(machine.provider_id)
-    assert account.cloud.rentals.rented() == {}
-
-
 def test_an_ended_machine_is_shown_as_running_for_a_while(account: Account) -> None:
     account.cloud.rentals.times.stale = 6
     machine = running(account)
@@ -61,7 +48,7 @@ def test_an_ended_machine_is_shown_as_running_for_a_while(account: Account) -> N
     account.clock.pass_time(3600)
     with pytest.raises(NotFound):
         account.provider.get(machine.provider_id)
-    assert account.provider.destroy(machine.provider_id) == "absent already"
+    assert account.provider.destroy(machine.provider_id) == ABSENT
 
 
 def test_a_status_that_nobody_knows(account: Account) -> None:

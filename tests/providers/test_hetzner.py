@@ -14,6 +14,7 @@ import pytest
 
 from gpuctl.remote.keys import public_key
 from providers.base import (
+    ABSENT,
     Ambiguous,
     AuthFailed,
     InvalidRequest,
@@ -729,7 +730,7 @@ def test_a_lost_reply_to_a_destroy(
         provider.destroy(machine.provider_id)
     assert provider.destroy(machine.provider_id)
     clock.pass_time(10)
-    assert provider.destroy(machine.provider_id) == "absent already"
+    assert provider.destroy(machine.provider_id) == ABSENT
 
 
 def test_a_read_only_token_is_told_apart(
@@ -825,7 +826,7 @@ def test_leftovers_of_other_kinds_are_not_removed(provider: HetznerProvider) -> 
 def test_ids_that_are_none(provider: HetznerProvider, cloud: HetznerCloud, identity: str) -> None:
     with pytest.raises(NotFound):
         provider.get(identity)
-    assert provider.destroy(identity) == "absent already"
+    assert provider.destroy(identity) == ABSENT
     assert cloud.log == []
 
 

@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from gpuctl.remote.local import LocalConnection
 from providers import local_hardware, local_namespaces, local_python, processes
 from providers.base import (
+    ABSENT,
     Ambiguous,
     InvalidRequest,
     LocalAccess,
@@ -475,7 +476,7 @@ def test_a_machine_can_end_itself(provider: LocalProvider, make: Make, mode: str
     assert provider.get(machine.provider_id).mark == machine.mark
     assert until(lambda: running(machine) == set(), 5)
     assert not Path(access(machine).root).exists()
-    assert provider.destroy(machine.provider_id) == "absent already"
+    assert provider.destroy(machine.provider_id) == ABSENT
 
 
 def test_a_signal_from_outside_is_not_the_machine_ending_itself(
@@ -726,7 +727,7 @@ def test_names_that_are_no_names_are_refused(
 ) -> None:
     with pytest.raises(InvalidRequest):
         make(name)
-    assert provider.destroy(name) == "absent already"
+    assert provider.destroy(name) == ABSENT
     with pytest.raises(NotFound):
         provider.get(name)
     assert home.is_dir()
@@ -816,7 +817,7 @@ def test_a_bad_price_is_a_sentence(home: Path, text: str) -> None:
     provider = provider_at(home, GPUCTL_LOCAL_PRICE_HOUR=text)
     with pytest.raises(InvalidRequest, match=r"GPUCTL_LOCAL_PRICE_HOUR is .* USD an hour"):
         provider.offers(Want())
-    assert provider.destroy("gpuctl-x") == "absent already"
+    assert provider.destroy("gpuctl-x") == ABSENT
     assert [finding.ok for finding in provider.check() if finding.name == "price"] == [False]
 
 

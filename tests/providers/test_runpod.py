@@ -16,6 +16,7 @@ import pytest
 from gpuctl.fleet.presence import prove_absent
 from providers import http_client, runpod_client
 from providers.base import (
+    ABSENT,
     Ambiguous,
     AuthFailed,
     Clock,
@@ -459,7 +460,7 @@ def test_terminated_by_somebody_else_is_absent(
     with pytest.raises(NotFound):
         runpod.get(rented.provider_id)
     assert runpod.list() == []
-    assert runpod.destroy(rented.provider_id) == "404 absent already"
+    assert runpod.destroy(rented.provider_id) == ABSENT
 
 
 # ---------------------------------------------------------------------------- lists
@@ -501,7 +502,7 @@ def test_a_404_that_lies_is_asked_again_until_it_is_gone(
 ) -> None:
     runpod.get(rented.provider_id)
     cloud.switches.delete_404_but_alive = 2
-    assert runpod.destroy(rented.provider_id) == "404 absent already"
+    assert runpod.destroy(rented.provider_id) == ABSENT
     proof = prove_absent(
         runpod,
         rented.name,

@@ -47,33 +47,6 @@ def runpod(cloud: RunpodCloud, clock: HandClock) -> RunpodProvider:
 # ---------------------------------------------------------------------------- what it hides
 
 
-def test_a_new_pod_that_is_not_shown_yet_is_not_taken_for_gone(
-    cloud: RunpodCloud, runpod: RunpodProvider, clock: HandClock
-) -> None:
-    """Its price jumped, so it is ended at once; RunPod says 404 to that, and goes on billing."""
-    cloud.switches.list_lag_s = cloud.switches.get_404_for_s = 25
-    made = runpod.create(order(runpod))
-    for _ in range(2):
-        with pytest.raises(Ambiguous, match="does not know"):
-            runpod.destroy(made.provider_id)
-        clock.pass_time(12)
-    clock.pass_time(2)
-    assert runpod.destroy(made.provider_id) == "204 deleted"
-    assert runpod.destroy(made.provider_id) == "404 absent already"
-    assert cloud.books.open() == {}
-
-
-def test_a_pod_that_never_shows_up_is_absent_in_the_end(
-    cloud: RunpodCloud, runpod: RunpodProvider, clock: HandClock
-) -> None:
-    made = runpod.create(order(runpod))
-    cloud.externally_terminated(made.provider_id)
-    with pytest.raises(Ambiguous):
-        runpod.destroy(made.provider_id)
-    clock.pass_time(60)
-    assert runpod.destroy(made.provider_id) == "404 absent already"
-
-
 def test_pods_of_clusters_are_counted_and_left_alone(
     cloud: RunpodCloud, runpod: RunpodProvider
 ) -> None:

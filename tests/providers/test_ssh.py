@@ -16,6 +16,7 @@ import pytest
 
 from gpuctl.remote.ssh import SshConnection
 from providers.base import (
+    ABSENT,
     Ambiguous,
     AuthFailed,
     InvalidRequest,
@@ -253,7 +254,7 @@ def test_a_machine_ends_itself_from_inside(hosts: Hosts) -> None:
     assert not (hosts.base("one") / machine.name).exists()
     with pytest.raises(NotFound):
         provider.get(machine.provider_id)
-    assert provider.destroy(machine.provider_id) == "absent already"
+    assert provider.destroy(machine.provider_id) == ABSENT
 
 
 def test_what_a_crash_left_is_a_leftover(hosts: Hosts) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -108,18 +110,27 @@ class AwsMachine:
             for command in self._said.get("bootcmd", []):
                 self.rented.start(_shell(command)).wait(60)
             self._write_files()
-            self._killed.wait(self._ssh_seconds)
-            if not self._killed.is_set():
-                self.rented.start_sshd()
+            if self._ended_within(self._ssh_seconds):
+                return
+            self.rented.start_sshd()
             for command in self._said.get("runcmd", []):
                 self.rented.start(_shell(command))
-            while not self._killed.wait(0.1):
-                if not self.rented.alive or (self.rented.folder / "run/powered-off").exists():
-                    self.off.set()
-                    return
+            self._ended_within(math.inf)
         except BaseException as error:
             self.failed = error
             raise
+
+    def _ended_within(self, seconds: float) -> bool:
+        """Whether it switches itself off, or is killed, in so long."""
+        last = time.monotonic() + seconds
+        while self.rented.alive and not (self.rented.folder / "run/powered-off").exists():
+            left = last - time.monotonic()
+            if left <= 0:
+                return False
+            if self._killed.wait(min(left, 0.1)):
+                return True
+        self.off.set()
+        return True
 
     def _write_files(self) -> None:
         for file in self._said.get("write_files", []):

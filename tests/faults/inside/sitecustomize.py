@@ -32,7 +32,7 @@ _AT = os.environ.pop("REHEARSE_AT", "")
 _RECORD = os.environ.pop("REHEARSE_RECORD", "")
 _CLOCK = float(os.environ.pop("REHEARSE_CLOCK", "0"))
 _HURRY = "REHEARSE_HURRY" in os.environ
-_SETTLE_SECONDS, _POLL_SECONDS = 1.0, 0.3
+_SETTLE_SECONDS, _SHOWN_SECONDS, _POLL_SECONDS = 1.0, 2.0, 0.3
 _DURING_SECONDS = 0.5
 
 _lock = threading.Lock()
@@ -241,7 +241,10 @@ def _quicker(name: str, **constants: float):
         slow = owner.capabilities.fget
         owner.capabilities = property(
             lambda self: replace(
-                slow(self), settle_seconds=_SETTLE_SECONDS, poll_seconds=_POLL_SECONDS
+                slow(self),
+                settle_seconds=_SETTLE_SECONDS,
+                shown_seconds=min(slow(self).shown_seconds, _SHOWN_SECONDS),
+                poll_seconds=_POLL_SECONDS,
             )
         )
 
