@@ -15,10 +15,12 @@ import pytest
 
 import gpuctl.agent
 from providers import aws_boot, vastai_boot
+from providers.base import SystemClock
 from tests.clouds.aws_cloud.machines import _PROGRAMS as AWS_PROGRAMS
-from tests.clouds.aws_cloud.machines import cloud_config
+from tests.clouds.aws_cloud.machines import AwsMachine, cloud_config
 from tests.clouds.http_cloud import HttpCloud, Reply, Request, route
 from tests.clouds.rented import Rented, needs_machines
+from tests.remote.sshd import free_port
 from tests.waiting import until
 
 pytestmark = [needs_machines, pytest.mark.slow]
@@ -86,6 +88,19 @@ def test_an_instance_whose_lease_ran_out_while_it_was_off_ends_at_once(instance:
     assert until(lambda: False, 2.5) is False  # the lease passes
     boot_instance(instance)
     assert until((instance.folder / "run/powered-off").exists, 30)
+
+
+def test_an_instance_that_never_lets_anybody_in_ends_at_its_hard_end(tmp_path: Path) -> None:
+    """Found by the crash matrix: the emulated EC2 looked at such a machine only once it had."""
+    end = datetime.now(UTC) + timedelta(seconds=2)
+    data = aws_boot.user_data(end, None, aws_boot.new_host_key()).encode()
+    address = ("127.77.255.1", free_port())
+    machine = AwsMachine(tmp_path / "machine", SystemClock(), address, None, data, ssh_seconds=600)
+    machine.start()
+    try:
+        assert machine.off.wait(30), machine.failed
+    finally:
+        machine.kill()
 
 
 # -------------------------------------------------------------------------- Vast.ai

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.faults.play import COMMANDS, ENDINGS, LEASE
+from tests.faults.play import COMMANDS, ENDINGS, LEASE, Case
 from tests.faults.sites import PROVIDERS
 
 Row = Mapping[str, Any]  # {"case": …, "verdict": …}
@@ -80,8 +80,21 @@ def write(path: Path, rows: Sequence[Row], seed: int, planned: int) -> None:
     path.write_text("\n".join(parts))
 
 
+_ACTIONS = {
+    "stop": "SIGSTOP for longer than the lease",
+    "full": "full disk below the ledger",
+    "loss": "every process of gpuctl killed at once",
+}
+
+
 def _plain(rows: Iterable[Row]) -> list[Row]:
-    return [row for row in rows if not row["case"]["strike"] and row["case"]["action"] == "kill"]
+    return [row for row in rows if not _trouble(row["case"])]
+
+
+def _trouble(case: Mapping[str, Any]) -> str:
+    """What goes wrong besides, in words."""
+    wrong_clock = f"clock {case['clock'] // 3600:+d} h" if case["clock"] else ""
+    return case["strike"] or _ACTIONS.get(case["action"]) or wrong_clock
 
 
 def _summary(rows: Sequence[Row]) -> str:
@@ -105,6 +118,11 @@ def _summary(rows: Sequence[Row]) -> str:
         "\nStopped and not deleted by the machine's own timer (RunPod), at 0 USD an hour: "
         f"{stopped} cases."
     )
+    early = sum(Case(**row["case"]).dies and not row["verdict"]["reached"] for row in rows)
+    lines.append(
+        f"\nIn {early} of all cases the command came to its own end before its point, since what "
+        "else went wrong kept it from getting there; its books were looked at all the same."
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -125,13 +143,7 @@ def _figures(rows: Sequence[Row]) -> str:
 def _struck(rows: Sequence[Row]) -> str:
     by_name: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        case = row["case"]
-        name = case["strike"] or {"stop": "SIGSTOP for longer than the lease"}.get(
-            case["action"], ""
-        )
-        name = name or ("full disk below the ledger" if case["action"] == "full" else "")
-        name = name or (f"clock {case['clock'] // 3600:+d} h" if case["clock"] else "")
-        if name:
+        if name := _trouble(row["case"]):
             by_name[name].append(row)
     lines = [
         "## Something else goes wrong too\n",
@@ -148,10 +160,12 @@ def _struck(rows: Sequence[Row]) -> str:
 def _details(rows: Sequence[Row]) -> list[str]:
     parts = [
         "## Point by point\n\nEach cell: leaked, double-rented, seconds to zero of the slowest "
-        "case. A dash: this ending was not drawn there, or is not owed.\n"
+        "case, also where something else went wrong. A dash: this ending was not drawn there, or "
+        "is not owed.\n"
     ]
+    dying = [row for row in rows if Case(**row["case"]).dies]
     for provider in PROVIDERS:
-        here = [row for row in _plain(rows) if row["case"]["provider"] == provider]
+        here = [row for row in dying if row["case"]["provider"] == provider]
         if here:
             parts.append(_points(provider, here))
     return parts

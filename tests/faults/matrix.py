@@ -120,10 +120,8 @@ def _good(row: dict[str, object]) -> bool:
 def _tell(number: int, of: int, row: dict[str, object]) -> None:
     verdict = Verdict(**row["verdict"])  # type: ignore[arg-type]
     word = "ok" if verdict.good else "BROKEN"
-    case = row["case"]
-    assert isinstance(case, dict)
-    dies = case["point"] and case["action"] == "kill"
-    word += " (not reached)" if dies and not verdict.reached else ""
+    case = Case(**row["case"])  # type: ignore[arg-type]
+    word += " (not reached)" if case.dies and not verdict.reached else ""
     print(f"{number}/{of} {word} {verdict.case} {verdict.seconds} s", flush=True)
     if not verdict.good:
         print(json.dumps(row["verdict"], indent=1), flush=True)

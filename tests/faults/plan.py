@@ -17,6 +17,7 @@ _ARMED = ("ssh:run renew#1", "ledger:run_state preparing#1")  # the first that f
 _CREATE = re.compile(r"api:(PUT api/v0/asks/\*|RunInstances|POST v1/servers|POST v2/pods)#1$")
 _STRUCK_IN_TEN = 3
 _CLOCKS = (-3600, 3600)
+_LOSSES = 3
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def sample(recordings: Sequence[Recording], seed: int) -> list[Case]:
     """Return every point once, with sides, endings and strikes paired by the seed.
 
     Besides: every strike in the middle of some point and alone, a stop for longer than the lease,
-    a full disk, and a wrong clock.
+    a full disk, a wrong clock, and the loss of every local process at once.
     """
     cases: list[Case] = []
     for one in recordings:
@@ -95,7 +96,7 @@ def product_of(recordings: Sequence[Recording], seed: int) -> list[Case]:
                 for strike in ("", *one.strikes)
                 for ending in one.endings(point, strike)
             ]
-            cases += [_case(one, point, dice, action=action) for action in ("stop", "full")]
+            cases += [_case(one, point, dice, action=action) for action in ("stop", "full", "loss")]
             cases += [_case(one, point, dice, clock=clock) for clock in _CLOCKS]
     return sorted(dict.fromkeys([*cases, *sample(recordings, seed)]))
 
@@ -110,7 +111,9 @@ def _case(
     clock: int = 0,
 ) -> Case:
     side, ending = dice.choice(("before", "after")), dice.choice(one.endings(point, strike))
-    if action != "kill" or clock:
+    if action == "loss":
+        ending = "reap" if ending == "watchdog" else ending
+    elif action != "kill" or clock:
         ending = "watchdog" if ending == "machine" else ending
     return Case(one.provider, one.command, point, side, ending, strike, action, clock)
 
@@ -130,6 +133,7 @@ def _of_the_system(one: Recording, dice: random.Random) -> list[Case]:
     found += [_case(one, dice.choice(one.points), dice, clock=clock) for clock in _CLOCKS]
     if one.provider in ("local", "vastai"):
         found += [_case(one, dice.choice(one.points), dice, action="full")]
+    found += [_case(one, dice.choice(one.points), dice, action="loss") for _ in range(_LOSSES)]
     return found
 
 

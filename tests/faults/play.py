@@ -61,8 +61,9 @@ class Case:
         side: before or after it.
         ending: who is left.
         strike: of the cloud (see `strikes`); empty for none.
-        action: what happens at the point: kill, stop (for longer than the lease) or full (a disk
-            without room below the ledger).
+        action: what happens at the point: kill, loss (of every process of gpuctl at once, as by
+            `kill -9 -1`), stop (for longer than the lease) or full (a disk without room below the
+            ledger).
         clock: seconds that the clock of the command is wrong by.
     """
 
@@ -74,6 +75,11 @@ class Case:
     strike: str = ""
     action: str = "kill"
     clock: int = 0
+
+    @property
+    def dies(self) -> bool:
+        """Whether the command is meant to die at the point."""
+        return bool(self.point) and self.action in ("kill", "loss")
 
     @property
     def key(self) -> str:
@@ -129,7 +135,7 @@ def play(case: Case, folder: Path) -> Verdict:
             code, said = _died(process, case)
             if alone:  # until the command has come to its end with it
                 later.start()
-            verdict.reached = code == -signal.SIGKILL and case.action == "kill"
+            verdict.reached = code == -signal.SIGKILL and case.dies
             _check_words(case, code, said, verdict)
             died = time.monotonic()
             _end(where, case, verdict)
@@ -249,7 +255,8 @@ def _ended(where: Site, case: Case, verdict: Verdict) -> None:
     if case.ending == "machine":
         until(lambda: not _costs(where, case), _ENDING_SECONDS, every=0.1)
         return
-    deadline = time.monotonic() + (_ENDING_SECONDS if case.strike or case.action != "kill" else 0)
+    patient = case.strike or case.action in ("stop", "full")
+    deadline = time.monotonic() + (_ENDING_SECONDS if patient else 0)
     while True:
         code, document, err = made.gpuctl("reap", seconds=120)
         if code == 0 or time.monotonic() > deadline:
@@ -276,7 +283,7 @@ def _zero(where: Site, case: Case, died: float, verdict: Verdict) -> float | Non
 
 def _count(where: Site, case: Case, verdict: Verdict) -> None:
     verdict.rented, most = where.rented()
-    plain = not case.strike and case.action == "kill"
+    plain = not case.strike and case.action in ("kill", "loss")
     verdict.doubled = most > 1 or (plain and verdict.rented > 1)
 
 

@@ -26,6 +26,7 @@ _CASES = [
     Case("aws", "terminate", "api:TerminateInstances#1", "after", "reap"),
     Case("hetzner", "provision", "api:POST v1/servers#1", "after", "reap"),
     Case("runpod", "provision", "api:POST v2/pods#1", "after", "watchdog"),
+    Case("vastai", "run", "ledger:attempt_started#1", "after", "machine", action="loss"),
 ]
 
 
@@ -51,7 +52,7 @@ def test_a_sample_visits_every_point_and_every_strike() -> None:
     cases = sample([RECORDING], 7)
     assert {case.point for case in cases} >= set(POINTS)
     assert {case.strike for case in cases} >= set(RECORDING.strikes)
-    assert {case.action for case in cases} >= {"kill", "stop"}
+    assert {case.action for case in cases} >= {"kill", "stop", "loss"}
     assert cases == sample([RECORDING], 7)
     assert cases != sample([RECORDING], 8)
 
@@ -98,7 +99,8 @@ def test_the_document_tells_what_leaked(tmp_path: Path) -> None:
             "action": "kill",
             "clock": 0,
         }
-        verdict = {"leaked": leaked, "doubled": False, "stopped": [], "problems": []}
+        verdict = {"reached": True, "leaked": leaked, "doubled": False}
+        verdict |= {"stopped": [], "problems": []}
         return {"case": case, "verdict": {**verdict, "seconds": seconds}}
 
     rows = [row("reap", [], 3.0), row("machine", ["instance i-1"], None)]

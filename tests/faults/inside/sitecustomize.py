@@ -6,7 +6,8 @@ and a commit of the ledger. Settings, all taken out of the environment before an
 
     REHEARSE_RECORD   a file that gets a line for each point that was reached
     REHEARSE_AT       "name#n side action": what happens there; side is before, after, or during (a
-                      moment after it began); action is kill (-9), stop (SIGSTOP) or full
+                      moment after it began); action is kill (-9), loss (the watchdog of
+                      GPUCTL_HOME is killed in the same moment), stop (SIGSTOP) or full
                       (GPUCTL_HOME's disk has no more room)
     REHEARSE_CLOCK    seconds that this process's clock is wrong by
 
@@ -19,6 +20,7 @@ import contextlib
 import functools
 import importlib.abc
 import importlib.machinery
+import json
 import os
 import re
 import signal
@@ -81,7 +83,15 @@ class Step:
         if action == "full":
             _fill(Path(os.environ["GPUCTL_HOME"]) / "ballast")
         else:
+            if action == "loss":
+                _kill_watchdog(Path(os.environ["GPUCTL_HOME"]) / "watchdog.lock")
             os.kill(os.getpid(), signal.SIGSTOP if action == "stop" else signal.SIGKILL)
+
+
+def _kill_watchdog(lock: Path) -> None:
+    # None was started yet, or its successor is about to write its name: that is a case, too.
+    with contextlib.suppress(OSError, ValueError):
+        os.kill(int(json.loads(lock.read_text())["pid"]), signal.SIGKILL)
 
 
 def _fill(path: Path) -> None:
