@@ -131,7 +131,7 @@ def settle(fleet: Fleet, row: MachineRow) -> Machine | None:
         MayStillBill: neither could be shown; the row stays open.
     """
     provider = fleet.provider(row.provider)
-    left = seconds_under_way(row, provider.capabilities, fleet.clock)
+    left = seconds_under_way(fleet, row, provider.capabilities)
     if left > 0:
         fleet.say(said_under_way(row, left))
     appears_by = fleet.clock.monotonic() + left

@@ -148,7 +148,7 @@ def _booted(
         try:
             machine, shown = provider.get(machine.provider_id), True
         except NotFound as gone:
-            if shown or seconds_under_way(row, provider.capabilities, fleet.clock) <= 0:
+            if shown or seconds_under_way(fleet, row, provider.capabilities) <= 0:
                 raise NotReady(
                     f"{machine.name} vanished while it was booting", machine=machine.name
                 ) from gone

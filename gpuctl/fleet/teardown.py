@@ -200,7 +200,7 @@ class Teardown:
 
     def _may_be_under_way(self, case: _Case) -> None:
         """Believe no look that comes before a machine that nobody has seen must have shown."""
-        left = seconds_under_way(case.row, self._capabilities, self._clock)
+        left = seconds_under_way(self._fleet, case.row, self._capabilities)
         if left > 0:
             self._fleet.say(said_under_way(case.row, left))
         appears_by = self._clock.monotonic() + left

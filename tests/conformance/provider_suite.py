@@ -23,6 +23,7 @@ import pytest
 
 from gpuctl.fleet.survey import judge
 from providers.base import (
+    ABSENT,
     Ambiguous,
     AuthFailed,
     Billed,
@@ -238,7 +239,7 @@ class ProviderSuite:
         assert bench.books() == {}
 
     def test_destroying_what_never_was_is_accepted(self, bench: Bench) -> None:
-        assert bench.provider.destroy(bench.unknown_id)
+        assert bench.provider.destroy(bench.unknown_id) == ABSENT
 
     def test_destroying_one_leaves_the_others(self, bench: Bench) -> None:
         one = bench.provider.create(bench.order())

@@ -21,6 +21,7 @@ from tests.waiting import until
 Strike = Callable[[], Callable[[], None]]
 
 _LAG_SECONDS = 0.8  # below the settling period of the matrix
+_DENIED_SECONDS = 1.7  # above it, and below the time in which a cloud must show what it has made
 _HANG_SECONDS = 3.0
 SLOW_SECONDS = 6.0  # longer than two looks a settling period apart
 
@@ -145,6 +146,19 @@ def _setting(owner: Any, name: str, value: Any) -> Strike:
     return strike
 
 
+def _all_of(*strikes: Strike) -> Strike:
+    def strike() -> Callable[[], None]:
+        lifts = [one() for one in strikes]
+
+        def lift() -> None:
+            for each in lifts:
+                each()
+
+        return lift
+
+    return strike
+
+
 def _vanishing(machines: Callable[[], list[Any]]) -> Strike:
     """The first machine that answers falls silent; its cloud goes on saying that it runs."""
 
@@ -173,6 +187,10 @@ def _vastai(cloud: Any) -> dict[str, Strike]:
 
     return {
         "list lag": _setting(cloud.switches.times, "list_lag", _LAG_SECONDS),
+        "new machine denied": _all_of(
+            _setting(cloud.switches.times, "list_lag", _DENIED_SECONDS),
+            _setting(cloud.switches, "lag_hides_from_destroy", True),
+        ),
         "partial list": _setting(cloud.switches, "list_short", 3),
         "empty list": _setting(cloud.switches, "list_lies_empty", 1),
         "destroy ignored": _setting(cloud.switches, "destroy_ignored", 1),
@@ -188,6 +206,7 @@ def _aws(cloud: Any) -> dict[str, Strike]:
 
     return {
         "list lag": _setting(cloud.rentals.times, "unseen", _LAG_SECONDS),
+        "new machine denied": _setting(cloud.rentals.times, "unseen", _DENIED_SECONDS),
         "never ready": _setting(cloud, "ssh_seconds", 600.0),
         "host vanished": _vanishing(machines),
     }
@@ -214,6 +233,10 @@ def _runpod(cloud: Any) -> dict[str, Strike]:
 
     return {
         "list lag": _setting(cloud.switches, "list_lag_s", _LAG_SECONDS),
+        "new machine denied": _all_of(
+            _setting(cloud.switches, "list_lag_s", _DENIED_SECONDS),
+            _setting(cloud.switches, "get_404_for_s", _DENIED_SECONDS),
+        ),
         "partial list": _setting(cloud.switches, "partial_list", 3),
         "destroy ignored": _setting(cloud.switches, "delete_404_but_alive", 1),
         "never ready": _setting(cloud.switches, "never_ready", 1),

@@ -26,7 +26,7 @@ _CASES = [
     Case("aws", "terminate", "api:TerminateInstances#1", "after", "reap"),
     Case("hetzner", "provision", "api:POST v1/servers#1", "after", "reap"),
     Case("runpod", "provision", "api:POST v2/pods#1", "after", "watchdog"),
-    Case("vastai", "run", "ledger:attempt_started#1", "after", "machine", action="loss"),
+    Case("vastai", "run", "ledger:attempt_started#1", "after", "reap", action="loss"),
 ]
 
 

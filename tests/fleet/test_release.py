@@ -103,6 +103,18 @@ def test_a_new_machine_that_never_shows_up_is_absent_when_it_must_have_been_show
     assert receipt.confirmed_by[0].at - row.created_at >= timedelta(seconds=60)
 
 
+def test_a_machine_whose_end_its_cloud_has_accepted_is_not_waited_for(
+    fleet: Fleet, cloud: MemoryCloud, clock: HandClock, keeper: Keeper
+) -> None:
+    """Found by the crash matrix: `reap` beside a watchdog that was about to prove it."""
+    cloud.shown_seconds = 60
+    row, machine = acquire(fleet, cloud.offer(), NEED, keeper, guard=lambda: None)
+    answer = cloud.destroy(machine.provider_id)
+    fleet.ledger.record("destroy_accepted", machine=row.name, answer=answer)
+    assert release(fleet, row, why="test").confirmed
+    assert clock.now() - row.intended_at < timedelta(seconds=2 * cloud.settle_seconds)
+
+
 def test_a_machine_that_its_cloud_knows_is_not_waited_for(
     fleet: Fleet, cloud: MemoryCloud, clock: HandClock, keeper: Keeper
 ) -> None:
