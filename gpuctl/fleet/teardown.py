@@ -100,6 +100,7 @@ class Teardown:
         self._over = False
         self._deadline: float | None = None  # of the proofs; set when all were asked
         self._latest = 0.0  # when the last one must have shown itself
+        self._told: set[str] = set()
         self._looked = self._clock.monotonic()
         self._pause = self._capabilities.poll_seconds
 
@@ -192,6 +193,7 @@ class Teardown:
                 left = deadline - self._clock.monotonic()
                 if left <= 0:
                     raise self._doubt(case).refused(error) from error
+                self._tell("has not accepted every end yet", error)
                 wait = error.retry_after if isinstance(error, RateLimited) else 0.0
                 self._clock.sleep(min(max(wait, pause), left))
                 pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
@@ -207,6 +209,12 @@ class Teardown:
         with self._changed:
             case.absence = Absence(self._capabilities.settle_seconds, appears_by)
             self._latest = max(self._latest, appears_by)
+
+    def _tell(self, what: str, error: ProviderError) -> None:
+        """Say once why it takes so long. A pace that has to be kept is no trouble."""
+        if what not in self._told and not isinstance(error, RateLimited):
+            self._told.add(what)
+            self._fleet.say(f"{self._provider.name} {what} ({error}); asking on")
 
     def _push(self, case: _Case) -> None:
         """Ask once more for the end of a machine that is still there; the next look decides."""
@@ -260,6 +268,7 @@ class Teardown:
         try:
             seen = look_at_all(self._provider, wanted, self._clock, by_id=by_id)
         except ProviderError as error:
+            self._tell("does not say what is gone", error)
             seen = [error] * len(watched)
         ended = self._clock.monotonic()
         for case, sighting in zip(watched, seen, strict=True):

@@ -15,7 +15,7 @@ from gpuctl.fleet.keeper import Keeper
 from gpuctl.fleet.release import release, release_all
 from gpuctl.fleet.under_way import CREATE_SECONDS
 from gpuctl.ledger import MachineRow
-from providers.base import Ambiguous, AuthFailed
+from providers.base import Ambiguous, AuthFailed, RateLimited
 from tests.clouds.memory_cloud import HandClock, MemoryCloud
 from tests.fleet.conftest import NEED, CutShort
 
@@ -142,6 +142,21 @@ def test_an_end_that_is_accepted_and_ignored_is_asked_for_again(
     cloud.faults.destroy_ignored = 3
     assert release(fleet, row, why="test").confirmed
     assert cloud.books() == (1, 0, 0)
+
+
+def test_why_it_takes_so_long_is_said_once(
+    fleet: Fleet, cloud: MemoryCloud, row: MachineRow
+) -> None:
+    said: list[str] = []
+    fleet.say = said.append
+    cloud.faults.destroy = [RateLimited("too many", 1), Ambiguous("503"), Ambiguous("502")]
+    cloud.faults.list = [Ambiguous("504"), Ambiguous("504")]
+    assert release(fleet, row, why="test").confirmed
+    assert said[:2] == [
+        "memory has not accepted every end yet (503); asking on",
+        "memory does not say what is gone (504); asking on",
+    ]
+    assert not [line for line in said[2:] if "asking on" in line]
 
 
 def test_list_errors_between_the_looks_do_not_count(
