@@ -46,6 +46,11 @@ def by_this_clock(row: MachineRow, clock: Clock) -> MachineRow:
     )
 
 
+def hard_seconds(row: MachineRow, clock: Clock) -> float:
+    """Return the seconds until a machine's hard end, whatever the wall clock was set to."""
+    return (by_this_clock(row, clock).hard_end - clock.now()).total_seconds()
+
+
 def _moment(now: datetime, left: float, written: datetime) -> datetime:
     moved = now + timedelta(seconds=left)
     # Two readings of two clocks are never the same instant; what did not jump stays as written.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 
 from gpuctl.errors import GpuctlError, Interrupted, RemoteError, StoreError
 from gpuctl.fleet.acquire import DEFAULT_MAX_DURATION
+from gpuctl.fleet.deadlines import hard_seconds
 from gpuctl.fleet.keeper import Keeper
 from gpuctl.fleet.lease import Renewal, keep, renew
 from gpuctl.fleet.ready import NotReady
@@ -25,8 +26,9 @@ from gpuctl.run.relay import Relay
 from gpuctl.run.rent import Refusals, rent
 from gpuctl.run.stopping import SecondSignal
 from gpuctl.run.work import Live, Work
+from providers.base import Clock
 
-_HARD_END_SLACK = timedelta(seconds=1)
+_HARD_END_SLACK_SECONDS = 1.0
 
 
 def new_attempt(
@@ -49,7 +51,7 @@ def new_attempt(
     )
     row = rented.row
     work.fleet.ledger.record("attempt_started", run=work.run_id, number=number, machine=row.name)
-    left = _until(row, allowance_now(work, row.price_hour), work.fleet.clock.now())
+    left = _until(row, allowance_now(work, row.price_hour), work.fleet.clock)
     renewal = Renewal(work.fleet, row.name, work.options.lease_seconds)
     end, live = carry(
         work,
@@ -69,7 +71,7 @@ def carry(
 ) -> tuple[AttemptEnd, Live | None]:
     """Begin (or re-join) the job on a machine and follow it; the lease is renewed meanwhile."""
     end, live = _carried(work, row, renewal, begin)
-    if end.outcome == "lost" and work.fleet.clock.now() >= row.hard_end - _HARD_END_SLACK:
+    if end.outcome == "lost" and hard_seconds(row, work.fleet.clock) <= _HARD_END_SLACK_SECONDS:
         # The caps set the hard end; whoever ended the machine then did as told.
         return replace(end, outcome="capped", unfit=False), live
     return end, live
@@ -211,9 +213,9 @@ def allowance_now(work: Work, price_hour: Decimal) -> Allowance:
     return _within_a_day(allowance(caps, used, price_hour, now), caps)
 
 
-def _until(row: MachineRow, left: Allowance, now: datetime) -> Allowance:
+def _until(row: MachineRow, left: Allowance, clock: Clock) -> Allowance:
     """Return an allowance that ends no later than the machine itself."""
-    seconds = max((row.hard_end - now).total_seconds(), 0)
+    seconds = max(hard_seconds(row, clock), 0)
     return left if left.seconds is None else replace(left, seconds=min(left.seconds, seconds))
 
 

@@ -21,12 +21,13 @@ from gpuctl.agent.client import AgentClient
 from gpuctl.fleet import deadlines, keeper, lease
 from gpuctl.fleet.acquire import Need, acquire
 from gpuctl.fleet.context import Fleet
-from gpuctl.fleet.deadlines import by_this_clock
+from gpuctl.fleet.deadlines import by_this_clock, hard_seconds
 from gpuctl.fleet.guard import armed_agent
 from gpuctl.fleet.keeper import NO_BOOT, Keeper, alive, this_process
 from gpuctl.fleet.lease import renew
 from gpuctl.fleet.ready import Ready
 from gpuctl.fleet.reap import reap
+from gpuctl.fleet.release import release
 from gpuctl.fleet.watchdog import Duty, judge
 from gpuctl.home import Home
 from gpuctl.ledger import Ledger, MachineRow
@@ -133,8 +134,9 @@ def test_what_is_left_is_what_has_not_passed(
             row = row_of(fleet, name)
             left = (row.lease_until - clock.now()).total_seconds()
             assert left == pytest.approx(lease_ends - now, abs=2)
-            hard_left = (row.hard_end - clock.now()).total_seconds()
-            assert hard_left == pytest.approx(hard_ends - now, abs=2)
+            assert hard_seconds(row, clock) == pytest.approx(hard_ends - now, abs=2)
+            age = (clock.now() - row.intended_at).total_seconds()
+            assert age == pytest.approx(now - began, abs=2)
             if abs(lease_ends - now) > 2:
                 over = now > lease_ends
                 assert (judge(row, clock.now(), True).duty is Duty.RELEASE) is over
@@ -149,6 +151,20 @@ def test_reap_goes_by_it_too(
     assert reap(fleet).receipts == ()
     clock.pass_time(LEASE + 1)
     assert len(reap(fleet).receipts) == 1
+
+
+@pytest.mark.parametrize("jump", [HOUR, -HOUR], ids=["forward", "back"])
+def test_so_is_a_machine_looked_for_that_its_cloud_still_denies(
+    fleet: Fleet, cloud: MemoryCloud, clock: JumpyClock, jump: float
+) -> None:
+    """Found by random sequences: by the wall clock it was an hour old, and taken for gone."""
+    cloud.shown_seconds, cloud.faults.denied_seconds = 60, 50
+    name = rented(fleet, cloud)
+    clock.jump(jump)
+    row = fleet.ledger.machine(name)
+    assert row is not None
+    assert release(fleet, row, why="test").confirmed
+    assert cloud.books() == (1, 0, 0)
 
 
 @pytest.mark.slow
