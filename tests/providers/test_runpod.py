@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -19,14 +19,12 @@ from providers.base import (
     ABSENT,
     Ambiguous,
     AuthFailed,
-    Clock,
     InsufficientFunds,
     InvalidRequest,
     Machine,
     NoCapacity,
     NotFound,
     Offer,
-    Order,
     PriceChanged,
     ProviderError,
     QuotaExceeded,
@@ -46,34 +44,21 @@ from tests.clouds.memory_cloud import HandClock
 from tests.clouds.runpod_cloud import RunpodCloud, Times, main_settings
 from tests.clouds.runpod_cloud.catalog import GPUS
 from tests.conformance.provider_suite import OWNER, Bench, ProviderSuite
+from tests.providers.runpod_bench import (
+    RTX_4090,
+    clock,
+    cloud,
+    findings,
+    foreign_pod,
+    order,
+    provider_of,
+    runpod,
+)
 
-RTX_4090 = Want(gpus=("RTX-4090",), disk_gb=10)
+__all__ = ["clock", "cloud", "runpod"]
+
+
 KEY_LINE = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIexample somebody@here"
-
-
-@pytest.fixture
-def clock() -> HandClock:
-    return HandClock(datetime(2026, 11, 21, 12, tzinfo=UTC))
-
-
-@pytest.fixture
-def cloud(clock: HandClock) -> Iterator[RunpodCloud]:
-    with RunpodCloud(clock=clock) as made:
-        yield made
-
-
-@pytest.fixture
-def runpod(cloud: RunpodCloud, clock: HandClock) -> RunpodProvider:
-    return provider_of(cloud, clock)
-
-
-def provider_of(cloud: RunpodCloud, clock: Clock, **settings: str) -> RunpodProvider:
-    environ = {"HOME": "/nonexistent", **main_settings(cloud), **settings}
-    return RunpodProvider.from_environment(environ, home=Path("/nonexistent"), clock=clock)
-
-
-def order(runpod: RunpodProvider, want: Want = RTX_4090, **changes: object) -> Order:
-    return replace(Bench(runpod, dict, want).order(), **changes)
 
 
 @pytest.fixture
@@ -100,16 +85,6 @@ class TestRunpod(ProviderSuite):
             status_map=(STATES, state_of),
             ready_seconds=120,
         )
-
-
-def foreign_pod(cloud: RunpodCloud) -> str:
-    body = {
-        "name": "somebody-elses",
-        "image": IMAGE,
-        "gpu": {"id": "NVIDIA A40", "count": 1},
-        "env": {"gpuctl_owner": "not hexadecimal"},
-    }
-    return cloud.account.create(body).id
 
 
 # ---------------------------------------------------------------------------- offers
@@ -689,10 +664,6 @@ def test_ssh_ports_that_are_none(clock: HandClock) -> None:
 
 
 # ---------------------------------------------------------------------------- health and money
-
-
-def findings(runpod: RunpodProvider) -> dict[str, tuple[bool, str]]:
-    return {one.name: (one.ok, one.detail) for one in runpod.check()}
 
 
 def test_doctor(cloud: RunpodCloud, runpod: RunpodProvider, clock: HandClock) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -25,23 +23,17 @@ from providers.runpod import RunpodProvider
 from tests.clouds.http_cloud import Fault, Reply
 from tests.clouds.memory_cloud import HandClock
 from tests.clouds.runpod_cloud import RunpodCloud, catalog
-from tests.providers.test_runpod import RTX_4090, findings, foreign_pod, order, provider_of
+from tests.providers.runpod_bench import (
+    RTX_4090,
+    clock,
+    cloud,
+    findings,
+    foreign_pod,
+    order,
+    runpod,
+)
 
-
-@pytest.fixture
-def clock() -> HandClock:
-    return HandClock(datetime(2026, 11, 21, 12, tzinfo=UTC))
-
-
-@pytest.fixture
-def cloud(clock: HandClock) -> Iterator[RunpodCloud]:
-    with RunpodCloud(clock=clock) as made:
-        yield made
-
-
-@pytest.fixture
-def runpod(cloud: RunpodCloud, clock: HandClock) -> RunpodProvider:
-    return provider_of(cloud, clock)
+__all__ = ["clock", "cloud", "runpod"]
 
 
 # ---------------------------------------------------------------------------- what it hides

@@ -24,7 +24,7 @@ from tests.clouds.aws_cloud import AwsCloud
 from tests.clouds.memory_cloud import HandClock
 from tests.clouds.runpod_cloud import RunpodCloud
 from tests.providers.aws_bench import QUICK, START, AwsProvider
-from tests.providers.test_runpod import provider_of
+from tests.providers.runpod_bench import provider_of
 from tests.providers.vastai_bench import OWNER, vast_bench
 
 HIDDEN_SECONDS = 50
