@@ -31,6 +31,10 @@ too); or `gpuctl reap`, later (both are dead). The books of the emulated cloud s
 and what still bills; gpuctl is not asked. The clouds are emulations (`tests/clouds/`), never the
 real ones. Leases are {lease:g} s and settling periods 1 s, so the seconds below are compressed: on
 a real cloud the lease and the settling period of that cloud stand in their place.
+
+Of calls that repeat (polls, retries) the first three are points. The seed visits each point once
+and draws which side of it, what is left, and what else goes wrong; `make faults-full` plays every
+pair, tens of thousands of them, share by share.
 """
 _CUT = """\
 The time was over before all cases were played, so not every point was visited. Which ones were
@@ -45,7 +49,7 @@ _NOT = """\
   bills until somebody looks.
 - **RunPod: stopped, not deleted.** The key in a pod may stop its pod and, as far as is known, not
   delete it. A stopped pod of ours has no disk and costs nothing, but it is there until the
-  watchdog or `reap` deletes it. It is counted apart below.
+  watchdog or `reap` deletes it. It is counted apart above.
 - **RunPod, your own hosts and `local`, before the agent is there.** They have no timer from the
   boot on. Between the create and the first step on the machine only the watchdog and `reap` can
   end it.
