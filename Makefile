@@ -39,7 +39,7 @@ demo: installed-run
 	GPUCTL_HOME="$(DEMO_HOME)" $(BIN)/gpuctl audit
 
 test: lint
-	$(BIN)/pytest -n 3 -m "not slow and not conformance" $(PYTEST_FLAGS)
+	$(BIN)/pytest -n 2 -m "not slow and not conformance" $(PYTEST_FLAGS)
 
 lint: installed-dev
 	$(BIN)/ruff check .

@@ -329,6 +329,7 @@ class Teardown:
             swept = sweep(self._provider, gone.keys())
         except ProviderError as error:
             swept = dict.fromkeys(gone, error)
+        closed: list[tuple[_Case, Receipt, LedgerError | None]] = []
         for name, left in swept.items():
             case = gone[name]
             if isinstance(left, ProviderError):
@@ -342,8 +343,10 @@ class Teardown:
             except Exception as error:
                 self._fail(case, error)
                 continue
-            self._done(case, receipt, trouble or case.trouble)
-        follow_ledger(self._fleet)
+            closed.append((case, receipt, trouble or case.trouble))
+        follow_ledger(self._fleet)  # whoever waits for an outcome may end with it
+        for case, receipt, trouble in closed:
+            self._done(case, receipt, trouble)
         if left_over := sum(case.open for case in self._cases):
             count = len(self._cases)
             self._fleet.say(f"{self._provider.name}: {count - left_over} of {count} machines done")

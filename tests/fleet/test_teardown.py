@@ -303,3 +303,16 @@ def test_no_row_is_closed_without_its_proof(ends: list[str], listings: list[bool
         assert {row.provider_id for row in bench.ledger.machines(open_only=True)} == bad
         assert set(bench.cloud.machines) == bad
         assert len(errors) == len(bad)
+
+
+def test_what_follows_the_ledger_has_done_so_before_anybody_is_told(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by a loaded computer: `terminate` was over before the file for ssh was right."""
+    [row] = bench.rent(1)
+    one = teardown.Teardown(bench.fleet, bench.cloud, [row], why="test", deadline_seconds=180)
+    told: list[bool] = []
+    monkeypatch.setattr(teardown, "follow_ledger", lambda _: told.append(one.outcomes[0].done()))
+    one.run()
+    assert told == [False]
+    assert one.outcomes[0].result().confirmed
