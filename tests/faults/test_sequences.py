@@ -42,7 +42,8 @@ from providers.base import (
     RateLimited,
     State,
 )
-from tests.clouds.memory_cloud import HandClock, MemoryCloud
+from tests.clouds.idle_clock import IdleClock
+from tests.clouds.memory_cloud import MemoryCloud
 from tests.faults.worlds import Computer, Killed, Process
 
 SEQUENCES = int(os.environ.get("FAULTS_SEQUENCES", "10"))
@@ -82,7 +83,8 @@ class Sequences(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="sequences-"))
         self.patch = pytest.MonkeyPatch()
-        self.clock = HandClock(START)
+        self.clock = IdleClock(START)
+        self.clock.__enter__()
         self.cloud = MemoryCloud(self.clock, settle_seconds=SETTLE)
         self.cloud.shown_seconds = SHOWN
         self.computers = [
@@ -294,6 +296,7 @@ class Sequences(RuleBasedStateMachine):
             for computer in self.computers:
                 computer.close()
             self.patch.undo()
+            self.clock.__exit__(None, None, None)
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _one_by_the_watchdog_other_by_reap(self) -> None:

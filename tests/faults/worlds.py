@@ -17,7 +17,8 @@ from gpuctl.fleet.keeper import Keeper, Role, boot_id
 from gpuctl.home import Home
 from gpuctl.ledger import Event, Ledger
 from providers.base import Clock, Leftover, Machine, Order
-from tests.clouds.memory_cloud import HandClock, MemoryCloud
+from tests.clouds.idle_clock import IdleClock
+from tests.clouds.memory_cloud import MemoryCloud
 
 
 class Killed(BaseException):
@@ -134,7 +135,7 @@ class WrongClock:
 class Computer:
     """One GPUCTL_HOME, with the processes that live there."""
 
-    def __init__(self, path: Path, owner: str, cloud: MemoryCloud, clock: HandClock) -> None:
+    def __init__(self, path: Path, owner: str, cloud: MemoryCloud, clock: IdleClock) -> None:
         path.mkdir(mode=0o700)
         self.home = Home(path, owner)
         self.cloud = cloud
