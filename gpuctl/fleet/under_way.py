@@ -26,7 +26,7 @@ def seconds_under_way(fleet: Fleet, row: MachineRow, provider: Capabilities) -> 
     if row.closed or row.ready_at is not None or provider.kind == "local":
         return 0.0
     if row.in_doubt:
-        return provider.shown_seconds
+        return provider.shown_seconds  # its call is over, and nobody noted since when
     if row.provider_id is not None and (not provider.shown_seconds or _was_shown(fleet, row)):
         return 0.0
     # When it was made only the cloud's clock tells, and that is not ours; when it was meant, ours.

@@ -128,7 +128,7 @@ def test_a_create_that_was_cut_short_is_found(
 
 
 def test_a_create_that_was_cut_short_may_arrive_while_it_is_looked_for(
-    fleet: Fleet, cloud: MemoryCloud, clock: HandClock, cut_short: CutShort
+    fleet: Fleet, cloud: MemoryCloud, cut_short: CutShort
 ) -> None:
     cloud.faults.denied_seconds = CREATE_SECONDS - 5  # the cloud is that slow
     row = cut_short(cloud.create)
